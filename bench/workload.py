@@ -1,0 +1,138 @@
+"""What every subject works on: the documents, the order of keys, the servers, the wiring."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
+from itertools import accumulate
+from typing import NamedTuple
+from uuid import UUID
+
+import asyncpg
+
+from forze.application.contracts.cache import CacheSpec
+from forze.application.contracts.document import DocumentSpec, DocumentWriteTypes
+from forze.application.execution import (
+    DepsPlan,
+    ExecutionContext,
+    ExecutionRuntime,
+    LifecyclePlan,
+)
+from forze.domain.models import BaseDTO, CreateDocumentCmd, Document, ReadDocument
+from forze.testing.servers import PostgresServer, ValkeyServer
+from forze_postgres import (
+    PostgresClient,
+    PostgresConfig,
+    PostgresDepsModule,
+    PostgresDocumentConfig,
+    postgres_lifecycle_step,
+)
+from forze_redis import RedisCacheConfig, RedisClient, RedisDepsModule, redis_lifecycle_step
+
+DOCUMENTS = 1_000
+ZIPF_EXPONENT = 0.99  # the YCSB default: the hottest of 1,000 keys gets about 13 % of the reads
+SEED = 20_260
+
+_COLUMNS = """
+    id uuid PRIMARY KEY, rev bigint NOT NULL, created_at timestamptz NOT NULL,
+    last_update_at timestamptz NOT NULL, name text NOT NULL, price bigint NOT NULL,
+    description text NOT NULL
+"""
+
+
+class Product(Document):
+    name: str
+    price: int
+    description: str
+
+
+class ProductCreate(CreateDocumentCmd):
+    name: str
+    price: int
+    description: str
+
+
+class ProductUpdate(BaseDTO):
+    price: int | None = None
+
+
+class ProductRead(ReadDocument):
+    name: str
+    price: int
+    description: str
+
+
+def _spec(
+    name: str, cache: CacheSpec | None
+) -> DocumentSpec[ProductRead, ProductCreate, ProductUpdate]:
+    write = DocumentWriteTypes(domain=Product, create_cmd=ProductCreate, update_cmd=ProductUpdate)
+    return DocumentSpec(name=name, read=ProductRead, write=write, cache=cache)
+
+
+CACHED = _spec("products", CacheSpec(name="products", ttl=timedelta(hours=1)))
+UNCACHED = _spec("plain_products", None)  # a table of its own: writes to it announce nothing
+
+
+class Servers(NamedTuple):
+    """Both servers of a run, started and with their tables."""
+
+    postgres: PostgresServer
+    valkey: ValkeyServer
+
+
+@contextmanager
+def servers() -> Iterator[Servers]:
+    """PostgreSQL that waits for its disk, and Valkey, for the length of the run."""
+    with PostgresServer(fsync=True) as postgres, ValkeyServer() as valkey:
+        yield Servers(postgres, valkey)
+
+
+async def prepare(at: Servers) -> list[UUID]:
+    """Make the tables and the documents; their ids."""
+    connection = await asyncpg.connect(at.postgres.dsn)
+    try:
+        for table in ("products", "plain_products"):
+            await connection.execute(f"CREATE TABLE {table} ({_COLUMNS})")
+    finally:
+        await connection.close()
+    async with wired(at) as ctx:
+        commands = [
+            ProductCreate(name=f"Product {number}", price=number, description="x" * 280)
+            for number in range(DOCUMENTS)
+        ]
+        await ctx.document.command(UNCACHED).create_many(commands)
+        made = await ctx.document.command(CACHED).create_many(commands)
+    return [document.id for document in made]
+
+
+@asynccontextmanager
+async def wired(at: Servers) -> AsyncIterator[ExecutionContext]:
+    """A runtime over both servers, as an application would wire it."""
+    pg, redis = PostgresClient(), RedisClient()
+    documents = {
+        name: PostgresDocumentConfig(read=("public", name), write=("public", name))
+        for name in ("products", "plain_products")
+    }
+    runtime = ExecutionRuntime(
+        deps=DepsPlan.from_modules(
+            PostgresDepsModule(client=pg, rw_documents=documents, tx=set(documents)),
+            RedisDepsModule(
+                client=redis, caches={"products": RedisCacheConfig(namespace="bench:products")}
+            ),
+        ),
+        lifecycle=LifecyclePlan.from_steps(
+            postgres_lifecycle_step(dsn=at.postgres.dsn, config=PostgresConfig(max_size=15)),
+            redis_lifecycle_step(dsn=at.valkey.dsn),
+        ),
+        specs=[CACHED, UNCACHED],
+    )
+    async with runtime.scope() as ctx:
+        yield ctx
+
+
+def zipf(ids: list[UUID], count: int) -> list[UUID]:
+    """``count`` ids, the n-th most popular one drawn in proportion to ``n ** -ZIPF_EXPONENT``."""
+    weights = list(accumulate(rank**-ZIPF_EXPONENT for rank in range(1, len(ids) + 1)))
+    return random.Random(SEED).choices(ids, cum_weights=weights, k=count)

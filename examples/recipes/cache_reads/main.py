@@ -1,0 +1,139 @@
+"""Runs the recipe and prints what happened: which read came from where, and what it cost.
+
+Brings up its own PostgreSQL and Valkey unless ``POSTGRES_DSN`` and ``REDIS_DSN`` name
+others, and leaves nothing behind, also on Ctrl-C, on SIGTERM and on failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Awaitable
+from typing import Any
+
+import older_spelling
+from app import PRODUCT_SPEC, ProductCreate, ProductUpdate, build_runtime, cache_scenario
+from forze.application.execution import ExecutionContext
+from forze.errors import ForzeError
+from forze_postgres import PostgresClient
+from forze_redis import RedisClient
+from servers import Servers, servers
+
+WHERE = {
+    "hits": "the cache",
+    "source_reads": "PostgreSQL",
+    "collapsed": "another caller's load",
+    "bypasses": "PostgreSQL, past the cache",
+}
+
+
+class Narrator:
+    """Runs steps one by one, and prints for each its source, its commands and its time."""
+
+    def __init__(self, ctx: ExecutionContext, redis: RedisClient) -> None:
+        self._query = ctx.document.query(PRODUCT_SPEC)
+        self._redis = redis
+        print(f"{'step':<18} {'outcome':<31} {'answered by':<13} {'commands':>8} {'time':>9}")
+
+    async def step(self, name: str, work: Awaitable[Any], outcome: str = "") -> Any:
+        """Do ``work``; ``outcome`` may use the fields of what it returns."""
+        before, sent = self._query.stats(), await commands_sent(self._redis)
+        began = time.perf_counter()
+        result = await work
+        took_ms = (time.perf_counter() - began) * 1000
+        after = self._query.stats()
+        sent = await commands_sent(self._redis) - sent
+        where = next(
+            (text for name, text in WHERE.items() if getattr(after, name) > getattr(before, name)),
+            "PostgreSQL" if name.startswith(("create", "update")) else "the cache",
+        )
+        text = outcome.format(it=result)
+        print(f"{name:<18} {text:<31} {where:<13} {sent:>8} {took_ms:>6.2f} ms", flush=True)
+        return result
+
+
+async def commands_sent(redis: RedisClient) -> int:
+    """How many scripts the server has run: each of the cache's calls is one."""
+    stats = await redis.redis.info("commandstats")
+    return sum(
+        each["calls"] for name, each in stats.items() if name in ("cmdstat_evalsha", "cmdstat_eval")
+    )
+
+
+async def story(ctx: ExecutionContext, redis: RedisClient) -> None:
+    """Create, read, read again, update, read: as in ``cache_scenario``, step by step."""
+    docs = ctx.document.command(PRODUCT_SPEC)
+    query = ctx.document.query(PRODUCT_SPEC)
+    cache = ctx.cache(PRODUCT_SPEC.cache)
+    tell = Narrator(ctx, redis).step
+
+    create = docs.create(ProductCreate(name="Widget", price=10))
+    product = await tell("create", create, "{it.name}, price {it.price}")
+    await tell("get", query.get(product.id), "price {it.price}: a miss, fills")
+    await tell("get again", query.get(product.id), "price {it.price}: a hit")
+    entry = await tell("cache.get", cache.get(str(product.id)), "price {it[price]}: the same entry")
+    assert entry["price"] == 10
+    update = docs.update(product.id, product.rev, ProductUpdate(price=12))
+    await tell("update", update, "price {it.price}: invalidates")
+    assert await cache.get(str(product.id)) is None
+    fresh = await tell("get", query.get(product.id), "price {it.price}: a miss, fills")
+    assert fresh.price == 12
+    await tell("get again", query.get(product.id), "price {it.price}: a hit")
+    await docs.kill(product.id)
+
+
+async def run(at: Servers) -> None:
+    """The story, then both scenarios as they stand in the recipe's files."""
+    print(f"PostgreSQL: {'our own, for this run' if at.pg_is_ours else 'yours, POSTGRES_DSN'}")
+    print(
+        f"Redis:      {'our own Valkey, for this run' if at.redis_is_ours else 'yours, REDIS_DSN'}"
+    )
+    print(flush=True)
+    redis = RedisClient()
+    runtime = build_runtime(PostgresClient(), redis, pg_dsn=at.pg_dsn, redis_dsn=at.redis_dsn)
+    async with runtime.scope() as ctx:
+        await story(ctx, redis)
+        fresh = await cache_scenario(ctx)
+        await ctx.document.command(PRODUCT_SPEC).kill(fresh.id)
+        print(f"\ncache_scenario: price {fresh.price}, never stale", flush=True)
+    older = older_spelling.build_runtime(
+        PostgresClient(), RedisClient(), pg_dsn=at.pg_dsn, redis_dsn=at.redis_dsn
+    )
+    async with older.scope() as ctx:
+        fresh = await older_spelling.cache_scenario(ctx)
+        await ctx.doc_command(older_spelling.PRODUCT_SPEC).kill(fresh.id)
+        print(f"older spelling: price {fresh.price}, the same implementation", flush=True)
+
+
+async def main() -> int:
+    """Everything, under servers that are gone afterwards; the exit status."""
+    task = asyncio.current_task()
+    assert task is not None
+    stopped_by: list[int] = []
+
+    def stop(number: int) -> None:
+        stopped_by.append(number)
+        task.cancel()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError):  # Windows
+            loop.add_signal_handler(number, stop, number)
+    try:
+        async with servers() as at:
+            await run(at)
+    except asyncio.CancelledError:
+        print("stopped; everything is torn down", flush=True)
+        return 128 + (stopped_by or [signal.SIGINT])[0]
+    except ForzeError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    print("\nall torn down", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))

@@ -1,0 +1,1 @@
+"""One file per idea: its spec and its port together, no behaviour."""

@@ -1,0 +1,287 @@
+"""Caches: the spec, the port for direct use, and the pointer operations the read-through needs.
+
+Two surfaces of one cache. :class:`CachePort` is for applications: values in, values out.
+:class:`PointerCache` is for the document read-through: one pointer per document carries
+its whole state, and each operation is one atomic transition of it (the states and their
+meaning: ``forze.application.integrations.document.protocol``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import Enum
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+
+from forze.application.contracts.deps import DepKey, Resolver
+from forze.errors import ConfigurationError
+
+JsonValue: TypeAlias = Any
+"""Anything JSON can hold: None, bool, int, float, str, list, dict with str keys."""
+
+OnOutage = Literal["proceed", "refuse"]
+
+
+def _positive(owner: str, name: str, value: timedelta | None) -> None:
+    if value is not None and value <= timedelta(0):
+        raise ConfigurationError(f"{owner}: {name} must be above zero, not {value}", name=name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class L1Spec:
+    """An in-process tier in front of the cache: at most ``capacity`` documents for ``ttl`` each."""
+
+    ttl: timedelta
+    capacity: int = 1024
+    store_factory: Callable[[L1Spec], Any] | None = None
+
+    def __post_init__(self) -> None:
+        _positive("L1Spec", "ttl", self.ttl)
+        if self.capacity < 1:
+            raise ConfigurationError(
+                f"L1Spec: capacity must be at least 1, not {self.capacity}", name="capacity"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgeBasedTtl:
+    """Lifetimes by age: ``alpha`` times the time since ``last_update_at``, within the bounds."""
+
+    alpha: float = 0.1
+    min_ttl: timedelta = timedelta(seconds=30)
+    max_ttl: timedelta = timedelta(hours=1)
+
+    def __post_init__(self) -> None:
+        _positive("AgeBasedTtl", "min_ttl", self.min_ttl)
+        if self.alpha <= 0:
+            raise ConfigurationError(
+                f"AgeBasedTtl: alpha must be above zero, not {self.alpha}", name="alpha"
+            )
+        if self.max_ttl < self.min_ttl:
+            raise ConfigurationError(
+                f"AgeBasedTtl: max_ttl {self.max_ttl} is below min_ttl {self.min_ttl}",
+                name="max_ttl",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSpec:
+    """What is wanted of a cache. ``name`` selects the registered backend.
+
+    ``ttl`` is how long an entry lives; ``ttl_pointer`` None means the same. The rest are
+    opt-ins: early refresh, an in-process tier, sliding and age-based lifetimes.
+    Combinations that cannot work raise :class:`ConfigurationError` here.
+    """
+
+    name: str
+    ttl: timedelta = timedelta(seconds=300)
+    ttl_pointer: timedelta | None = None
+    early_refresh_beta: float | None = None
+    early_refresh_background: bool = False
+    l1: L1Spec | None = None
+    sliding_ttl: timedelta | None = None
+    age_ttl: AgeBasedTtl | None = None
+
+    def __post_init__(self) -> None:
+        owner = f"CacheSpec {self.name!r}"
+        if not self.name:
+            raise ConfigurationError("CacheSpec: name is empty", name="name")
+        for name in ("ttl", "ttl_pointer", "sliding_ttl"):
+            _positive(owner, name, getattr(self, name))
+        if self.early_refresh_beta is not None and self.early_refresh_beta <= 0:
+            raise ConfigurationError(
+                f"{owner}: early_refresh_beta must be above zero", name="early_refresh_beta"
+            )
+        if self.early_refresh_background and self.early_refresh_beta is None:
+            raise ConfigurationError(
+                f"{owner}: early_refresh_background needs early_refresh_beta (1.0 is usual)",
+                name="early_refresh_background",
+            )
+        if self.sliding_ttl is not None and self.sliding_ttl >= self.ttl:
+            raise ConfigurationError(
+                f"{owner}: sliding_ttl {self.sliding_ttl} must be below ttl {self.ttl}, its cap",
+                name="sliding_ttl",
+            )
+        for bound, name in ((self.ttl, "ttl"), (self.sliding_ttl, "sliding_ttl")):
+            if self.l1 is not None and bound is not None and self.l1.ttl >= bound:
+                raise ConfigurationError(
+                    f"{owner}: the L1 ttl {self.l1.ttl} must be below {name} {bound}", name="l1"
+                )
+
+
+class CachePort(Protocol):
+    """A cache for direct use. Keys are text; values anything JSON can hold, or ``bytes``.
+
+    ``bytes`` come back as the same bytes. A value that is not there is None from
+    :meth:`get` (store a wrapper if None itself matters). Each call is one round trip;
+    calls on many keys are one round trip per hundred.
+    """
+
+    async def get(self, key: str) -> JsonValue | bytes | None:
+        """The value of ``key``: a versioned one (documents included) before a plain one."""
+        ...
+
+    async def get_many(self, keys: Sequence[str]) -> tuple[dict[str, JsonValue | bytes], list[str]]:
+        """``(hits, missing)``: values by key, and the keys without one, in the order asked."""
+        ...
+
+    async def exists(self, key: str) -> bool:
+        """Whether :meth:`get` would find a value."""
+        ...
+
+    async def set(
+        self, key: str, value: JsonValue | bytes, *, ttl: timedelta | None = None
+    ) -> None:
+        """Store a plain value for ``ttl`` (default: the spec's)."""
+        ...
+
+    async def set_many(
+        self, values: Mapping[str, JsonValue | bytes], *, ttl: timedelta | None = None
+    ) -> None:
+        """:meth:`set` for each pair."""
+        ...
+
+    async def set_versioned(
+        self, key: str, version: str, value: JsonValue | bytes, *, ttl: timedelta | None = None
+    ) -> bool:
+        """Store a value under a version; whether it was stored.
+
+        False while a write of the key is in flight, or over a higher numeric version.
+        """
+        ...
+
+    async def set_many_versioned(
+        self,
+        values: Mapping[tuple[str, str], JsonValue | bytes],
+        *,
+        ttl: timedelta | None = None,
+    ) -> dict[tuple[str, str], bool]:
+        """:meth:`set_versioned` for each ``(key, version)``; which were stored."""
+        ...
+
+    async def invalidate(self, key: str) -> None:
+        """Remove whatever :meth:`get` would find. In a transaction it takes effect at commit."""
+        ...
+
+    async def invalidate_many(self, keys: Iterable[str]) -> None:
+        """:meth:`invalidate` for each key."""
+        ...
+
+    async def delete(self, key: str, *, hard: bool = True) -> bool:
+        """Remove the value now; whether there was one. ``hard`` removes stored bodies too."""
+        ...
+
+    def pointers(self, fingerprint: str) -> PointerCache:
+        """The pointer operations over the same keys, for readers of one model schema."""
+        ...
+
+
+class Miss(Enum):
+    """Why a read returned no body, and with it what the reader may do."""
+
+    LEASED = "leased"  # nothing there; the reader's token now holds the lease: load and fill
+    HELD = "held"  # another reader is loading: wait a bounded time, or read without filling
+    INTENT = "intent"  # writes in flight: read the source, do not fill
+    LARGE = "large"  # there, but too large for the shared connection: `read_large`
+
+
+class Fill(NamedTuple):
+    """One document to store: where, under which token and version, for how long."""
+
+    address: str
+    token: str
+    version: int
+    body: bytes
+    life_ms: int
+
+
+class PointerCache(Protocol):
+    """Atomic operations on pointers, for the readers of one schema. One round trip each.
+
+    An *address* names one document of one namespace and tenant; no two share one. Every
+    method may raise :class:`~forze.errors.BackendError`; an error of a mutating call
+    leaves its effect unknown, and each is safe to repeat.
+    """
+
+    @property
+    def on_outage(self) -> OnOutage:
+        """Whether a write goes on when the cache cannot be told of it."""
+        ...
+
+    @property
+    def max_value_bytes(self) -> int:
+        """Bodies above this are not stored."""
+        ...
+
+    @property
+    def tenant_aware(self) -> bool:
+        """Whether each tenant has entries of its own."""
+        ...
+
+    def token(self) -> str:
+        """A new token for one read: unique, and worthless after a reconnect."""
+        ...
+
+    def address(self, key: str) -> str:
+        """The address of ``key`` under the bound tenant; raises ``TenantRequired`` without one."""
+        ...
+
+    def read(self, address: str, token: str) -> Awaitable[bytes | Miss]:
+        """The current body; where there is none, the lease under ``token`` if it is free."""
+        ...
+
+    def read_many(self, addresses: Sequence[str], token: str) -> Awaitable[list[bytes | Miss]]:
+        """:meth:`read` for each address, answered in their order."""
+        ...
+
+    def read_large(self, address: str) -> Awaitable[bytes | None]:
+        """The current body, of any size, off the shared connection; takes no lease."""
+        ...
+
+    def fill(self, fills: Sequence[Fill]) -> Awaitable[list[bool]]:
+        """Store each body whose token still holds its pointer; which were stored."""
+        ...
+
+    def renew(self, addresses: Sequence[str], token: str) -> None:
+        """Prolong the leases still held under ``token``. Not awaited."""
+        ...
+
+    def give_back(self, addresses: Sequence[str], token: str) -> None:
+        """Drop the leases held under ``token``. Not awaited; a lost one lapses by itself."""
+        ...
+
+    def intend(self, addresses: Sequence[str], write_id: str) -> Awaitable[None]:
+        """Announce (or renew) a write: no reader may hit or fill until it is done or lapses."""
+        ...
+
+    def done(self, addresses: Sequence[str], write_id: str) -> Awaitable[None]:
+        """End a write: its intent goes; what was cached before it is gone for good."""
+        ...
+
+    def clear(self) -> Awaitable[int]:
+        """Remove every pointer of the namespace, tenants included; how many."""
+        ...
+
+    def on_recovery(self, callback: Callable[[], None]) -> None:
+        """Call back whenever the server answers again after it did not."""
+        ...
+
+    def available(self) -> bool:
+        """False while calls would fail at once because the server is known to be away."""
+        ...
+
+
+class CacheInvalidation(Protocol):
+    """Told which documents changed: called with the addresses of a finished write."""
+
+    def __call__(self, addresses: Sequence[str]) -> None: ...
+
+
+class CacheFactory(Protocol):
+    """What a backend registers under :data:`CacheDepKey`, by ``CacheSpec.name``."""
+
+    def __call__(self, ctx: Resolver, spec: CacheSpec) -> CachePort: ...
+
+
+CacheDepKey: DepKey[CacheFactory] = DepKey("cache")

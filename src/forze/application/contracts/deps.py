@@ -1,0 +1,33 @@
+"""How parts find each other: typed keys, and what a factory may ask of its surroundings."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from contextvars import Context
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class DepKey(Generic[T]):
+    """Names one dependency; the type parameter is what is registered under it."""
+
+    name: str
+
+
+class Resolver(Protocol):
+    """What a factory is handed: the rest of the wiring, and a home for background work."""
+
+    def provide(self, key: DepKey[T], route: str | None = None) -> T:
+        """What is registered; raises ``ConfigurationError`` with the names that are."""
+        ...
+
+    def spawn(
+        self, work: Coroutine[Any, Any, T], *, name: str, context: Context | None = None
+    ) -> asyncio.Task[T]:
+        """Run ``work`` apart from its caller: it goes on when the caller is cancelled, and is
+        waited for at shutdown. ``context`` None: none of the caller's context variables."""
+        ...

@@ -1,0 +1,77 @@
+"""What travels with a task: tenant, principal, deadline.
+
+Context variables, so that one context object serves every request of a process and a
+background task inherits nothing it was not given.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from datetime import timedelta
+from uuid import UUID
+
+from forze.errors import TenantRequired, ValidationError
+
+_tenant: ContextVar[str | None] = ContextVar("forze_tenant", default=None)
+_principal: ContextVar[str | None] = ContextVar("forze_principal", default=None)
+_deadline: ContextVar[float | None] = ContextVar("forze_deadline", default=None)
+
+
+def current_tenant() -> str | None:
+    """The tenant bound to this task, as text, or None."""
+    return _tenant.get()
+
+
+def require_tenant(resource: str) -> str:
+    """The bound tenant; raises :class:`TenantRequired` naming ``resource`` when there is none."""
+    tenant = _tenant.get()
+    if tenant is None:
+        raise TenantRequired(resource)
+    return tenant
+
+
+def current_principal() -> str | None:
+    """The principal (user, service) bound to this task, or None."""
+    return _principal.get()
+
+
+def current_deadline() -> float | None:
+    """The deadline bound to this task, on :func:`time.monotonic`, or None."""
+    return _deadline.get()
+
+
+@contextmanager
+def _bound(variable: ContextVar[str | None], what: str, value: UUID | str) -> Iterator[None]:
+    text = str(value)
+    if not text:
+        raise ValidationError(f"the {what} to bind is empty", field=what)
+    token = variable.set(text)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+def bind_tenant(tenant: UUID | str) -> AbstractContextManager[None]:
+    """Bind ``tenant`` to the current task for the length of a ``with`` block."""
+    return _bound(_tenant, "tenant", tenant)
+
+
+def bind_principal(principal: UUID | str) -> AbstractContextManager[None]:
+    """Bind ``principal`` to the current task for the length of a ``with`` block."""
+    return _bound(_principal, "principal", principal)
+
+
+@contextmanager
+def bind_deadline(within: timedelta) -> Iterator[None]:
+    """Bound every wait of this task for the length of a ``with`` block; nesting only shortens."""
+    until = time.monotonic() + within.total_seconds()
+    outer = _deadline.get()
+    token = _deadline.set(until if outer is None else min(outer, until))
+    try:
+        yield
+    finally:
+        _deadline.reset(token)

@@ -1,0 +1,149 @@
+"""The execution context: one per running process, through which every port is reached.
+
+Ports are bound once and remembered: resolving one again is a dictionary lookup. What
+differs per request (tenant, principal, deadline, transaction) is in context variables.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextvars import Context
+from datetime import timedelta
+from typing import Any, TypeVar
+from uuid import UUID
+
+from forze.application.contracts import tenancy
+from forze.application.contracts.cache import CacheDepKey, CachePort, CacheSpec
+from forze.application.contracts.deps import DepKey
+from forze.application.contracts.document import DocumentSpec
+from forze.application.contracts.transaction import (
+    IsolationLevel,
+    Transaction,
+    TransactionDepKey,
+    TransactionManager,
+)
+from forze.application.execution.background import Background
+from forze.application.execution.deps import Deps
+from forze.application.execution.transaction import transaction_scope
+from forze.application.integrations.document.ports import DocumentPorts
+from forze.errors import ConfigurationError
+
+T = TypeVar("T")
+P = TypeVar("P")
+
+
+class ExecutionContext:
+    """Every port of a running application, by spec.
+
+    Unknown names raise :class:`ConfigurationError` with the names that are registered. Two
+    different specs of one kind under one name do too.
+    """
+
+    def __init__(self, deps: Deps) -> None:
+        self._deps = deps
+        self._background = Background()
+        self._caches: dict[int, tuple[CacheSpec, CachePort]] = {}
+        self.document = DocumentPorts(self, self.cache, self._transact)
+        self.doc_query = self.document.query
+        self.doc_command = self.document.command
+
+    # -- ports ---------------------------------------------------------------
+
+    def cache(self, spec: CacheSpec | None) -> CachePort:
+        """The cache registered under ``spec.name``, for direct use."""
+        known = self._caches.get(id(spec))
+        if known is not None:
+            return known[1]
+        if spec is None:
+            raise ConfigurationError(
+                "ctx.cache() was given None: this DocumentSpec has no cache; "
+                "add cache=CacheSpec(name=...) to it"
+            )
+        return self._remember(
+            self._caches, spec, lambda: self.provide(CacheDepKey, spec.name)(self, spec)
+        )
+
+    def transaction(
+        self,
+        route: str,
+        *,
+        isolation: IsolationLevel | None = None,
+        read_only: bool = False,
+    ) -> AbstractAsyncContextManager[Transaction]:
+        """A block that commits at its end and rolls back when left by an exception.
+
+        Blocks on one database nest by joining. Raises ``ConfigurationError`` when no
+        database registered ``route`` with ``tx=``.
+        """
+        manager = self.provide(TransactionDepKey, route)
+        return transaction_scope(self, route, manager, isolation=isolation, read_only=read_only)
+
+    def _transact(
+        self, route: str, manager: TransactionManager
+    ) -> AbstractAsyncContextManager[Transaction]:
+        return transaction_scope(self, route, manager)
+
+    # -- per request ---------------------------------------------------------
+
+    def bind_tenant(self, tenant: UUID | str) -> AbstractContextManager[None]:
+        """Bind a tenant to the current task for the length of a ``with`` block."""
+        return tenancy.bind_tenant(tenant)
+
+    def bind_principal(self, principal: UUID | str) -> AbstractContextManager[None]:
+        """Bind a principal to the current task for the length of a ``with`` block."""
+        return tenancy.bind_principal(principal)
+
+    def bind_deadline(self, within: timedelta) -> AbstractContextManager[None]:
+        """Bound every wait of the current task for the length of a ``with`` block."""
+        return tenancy.bind_deadline(within)
+
+    # -- wiring --------------------------------------------------------------
+
+    def provide(self, key: DepKey[T], route: str | None = None) -> T:
+        """What is registered under ``key`` (and ``route``)."""
+        return self._deps.provide(key, route)
+
+    def exists(self, key: DepKey[Any], route: str | None = None) -> bool:
+        """Whether something is registered under ``key`` (and ``route``)."""
+        return self._deps.exists(key, route)
+
+    def spawn(
+        self, work: Coroutine[Any, Any, T], *, name: str, context: Context | None = None
+    ) -> asyncio.Task[T]:
+        """Run ``work`` apart from any request; waited for at shutdown."""
+        return self._background.spawn(work, name=name, context=context)
+
+    def bind(self, spec: object) -> None:
+        """Resolve every port of ``spec`` now, so that wrong wiring fails here."""
+        match spec:
+            case DocumentSpec():
+                self.document.query(spec)
+            case CacheSpec():
+                self.cache(spec)
+            case _:
+                raise ConfigurationError(f"specs= takes specs, not {spec!r}")
+
+    async def verify(self) -> None:
+        """Compare every bound document with its relation; raises ``ConfigurationError``."""
+        await self.document.verify()
+
+    async def close(self, within: timedelta) -> None:
+        """Wait for background work up to ``within``, then cancel what is left."""
+        await self._background.drain(within)
+
+    def _remember(self, known: dict[int, tuple[Any, P]], spec: Any, build: Callable[[], P]) -> P:
+        for other, port in tuple(known.values()):
+            if other.name == spec.name:
+                if other != spec:
+                    raise ConfigurationError(
+                        f"two different {type(spec).__name__}s have the name {spec.name!r}; "
+                        "one name means one spec in a runtime",
+                        name=spec.name,
+                    )
+                known[id(spec)] = (spec, port)
+                return port
+        port = build()
+        known[id(spec)] = (spec, port)
+        return port

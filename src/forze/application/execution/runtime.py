@@ -1,0 +1,109 @@
+"""The runtime: builds the dependencies, starts the lifecycle, hands out the context."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from forze.application.execution.context import ExecutionContext
+from forze.application.execution.deps import DepsPlan, DepsRegistry
+from forze.application.execution.lifecycle import (
+    LifecyclePlan,
+    LifecycleStep,
+    start_steps,
+    stop_steps,
+)
+from forze.errors import ConfigurationError
+
+T = TypeVar("T")
+
+
+class ExecutionRuntime:
+    """An application's wiring, ready to run.
+
+    ``specs`` are checked when the scope is entered: names nobody registered, and columns
+    that do not fit their models, fail there instead of at the first request. On the way
+    out, background work gets ``drain`` to finish before the lifecycle steps are stopped.
+    """
+
+    def __init__(
+        self,
+        *,
+        deps: DepsPlan | DepsRegistry,
+        lifecycle: LifecyclePlan | None = None,
+        specs: Iterable[object] = (),
+        drain: timedelta = timedelta(seconds=10),
+    ) -> None:
+        self._deps = deps.freeze()
+        self._lifecycle = (lifecycle or LifecyclePlan()).freeze()
+        self._specs = tuple(specs)
+        self._drain = drain
+        self._context: ExecutionContext | None = None
+        self._busy = False
+
+    def get_context(self) -> ExecutionContext:
+        """The context of the open scope; raises ``ConfigurationError`` outside one."""
+        if self._context is None:
+            raise ConfigurationError(
+                "the runtime is not running; enter `async with runtime.scope():` first"
+            )
+        return self._context
+
+    @asynccontextmanager
+    async def scope(self) -> AsyncIterator[ExecutionContext]:
+        """Start everything, run the block, stop everything that was started.
+
+        Can be entered again after it was left, not while it is open.
+        """
+        if self._busy:
+            raise ConfigurationError("the runtime's scope is open already; leave it first")
+        self._busy = True
+        started: list[LifecycleStep] = []
+        try:
+            ctx = ExecutionContext(self._deps.build())
+            for spec in self._specs:
+                ctx.bind(spec)
+            try:
+                await start_steps(self._lifecycle.steps(), ctx, started)
+                await ctx.verify()
+                self._context = ctx
+                yield ctx
+            except BaseException as error:
+                failures = await _to_the_end(self._stop(ctx, started))
+                if failures:
+                    raise BaseExceptionGroup(
+                        "the scope failed, and so did stopping it", [error, *failures]
+                    ) from None
+                raise
+            failures = await _to_the_end(self._stop(ctx, started))
+            if failures:
+                raise ExceptionGroup("stopping the runtime failed", failures)
+        finally:
+            self._busy = False
+
+    async def _stop(self, ctx: ExecutionContext, started: list[LifecycleStep]) -> list[Exception]:
+        try:
+            await ctx.close(self._drain)
+        finally:
+            self._context = None
+        return await stop_steps(started, ctx)
+
+
+async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Finish ``work`` even if the caller is cancelled meanwhile; the cancellation follows."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+        except BaseException:
+            pass
+    result = task.result()
+    if cancelled is not None:
+        raise cancelled
+    return result

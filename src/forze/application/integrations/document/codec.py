@@ -1,0 +1,96 @@
+"""How a read model becomes a cached body and comes back: bare JSON, fields at the top level.
+
+A body is only cached if decoding it gives the very value back, so that a model whose JSON
+loses something (a secret, a lossy serializer) is never served from the cache as another
+value than the source's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import Any, Generic, get_args, get_origin
+from uuid import UUID
+
+import pydantic
+from pydantic import BaseModel
+
+from forze.application.contracts.document import R
+from forze.application.integrations.document.protocol import SCHEMA_CHARS
+
+_IMMUTABLE = (
+    bool, int, float, complex, str, bytes, type(None), UUID, Decimal, Enum,
+    date, datetime, time, timedelta,
+)  # fmt: skip
+
+
+class DocumentCodec(Generic[R]):
+    """Encodes and decodes one read model. ``scope`` separates documents that share a model."""
+
+    def __init__(self, model: type[R], scope: str) -> None:
+        self.model = model
+        self.fingerprint = _fingerprint(model, scope)
+        self.shareable = _immutable(model, set())
+        """Whether one instance may be handed to several callers."""
+        validator = model.__pydantic_validator__
+        aliased = any(
+            field.alias or field.validation_alias for field in model.model_fields.values()
+        )
+        self.decode: Callable[[bytes], R] = (
+            (lambda body: validator.validate_json(body, by_name=True, by_alias=False))
+            if aliased
+            else validator.validate_json
+        )
+        """The document in ``body``; raises :class:`pydantic.ValidationError`."""
+
+    def encode(self, document: R) -> bytes | None:
+        """The body of ``document``; None if decoding it would not give the same value back."""
+        serializer = self.model.__pydantic_serializer__
+        try:
+            body = serializer.to_json(document, by_alias=False, round_trip=True)
+            return body if self.decode(body) == document else None
+        except (pydantic.ValidationError, ValueError, TypeError):
+            return None
+
+    def copy(self, document: R) -> R:
+        """``document`` itself if it can be shared, else an equal one of its own."""
+        return document if self.shareable else document.model_copy(deep=True)
+
+
+def _fingerprint(model: type[BaseModel], scope: str) -> str:
+    try:
+        schema = json.dumps(model.model_json_schema(mode="validation"), sort_keys=True)
+    except pydantic.PydanticUserError:
+        # A custom type without a JSON schema: its annotation has to speak for it.
+        schema = repr({name: repr(field) for name, field in model.model_fields.items()})
+    return hashlib.sha256(f"{scope}\0{schema}".encode()).hexdigest()[:SCHEMA_CHARS]
+
+
+def _immutable(annotation: Any, seen: set[Any]) -> bool:
+    """Whether no value of this type can be changed in place, nested ones included."""
+    if annotation in seen:
+        return True
+    origin = get_origin(annotation)
+    if origin is not None:
+        if isinstance(origin, type) and not issubclass(origin, tuple | frozenset):
+            return False
+        return all(_immutable(each, seen) for each in get_args(annotation) if each is not Ellipsis)
+    if not isinstance(annotation, type):
+        return (
+            not callable(annotation) and annotation is not Any
+        )  # a Literal's or Annotated's value
+    if issubclass(annotation, BaseModel):
+        if (
+            not annotation.model_config.get("frozen")
+            or annotation.model_config.get("extra") == "allow"
+        ):
+            return False
+        seen.add(annotation)
+        return not annotation.__private_attributes__ and all(
+            _immutable(field.annotation, seen) for field in annotation.model_fields.values()
+        )
+    return issubclass(annotation, _IMMUTABLE)

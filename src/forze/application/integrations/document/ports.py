@@ -1,0 +1,142 @@
+"""Binds document specs to their stores and caches, once each, and hands out the ports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from forze.application.contracts.cache import CachePort, CacheSpec
+from forze.application.contracts.deps import Resolver
+from forze.application.contracts.document import (
+    C,
+    DocumentCommandPort,
+    DocumentSpec,
+    DocumentStore,
+    DocumentStoreDepKey,
+    R,
+    U,
+)
+from forze.application.integrations.document.codec import DocumentCodec
+from forze.application.integrations.document.command import DocumentCommand
+from forze.application.integrations.document.coordinator import Coordinator
+from forze.application.integrations.document.query import DocumentQuery
+from forze.application.integrations.document.writes import Outlet
+from forze.errors import ConfigurationError
+
+Transact = Callable[[str, Any], Any]
+
+
+class _Bound:
+    """One document kind: its spec, store, cache and ports."""
+
+    __slots__ = ("command", "coordinator", "query", "spec", "store")
+
+    def __init__(
+        self,
+        spec: DocumentSpec[Any, Any, Any],
+        store: DocumentStore[Any],
+        coordinator: Coordinator[Any] | None,
+    ) -> None:
+        self.spec = spec
+        self.store = store
+        self.coordinator = coordinator
+        self.query = DocumentQuery(spec, store, coordinator)
+        self.command: DocumentCommand[Any, Any, Any] | None = None
+
+
+class DocumentPorts:
+    """Query and command ports by spec; resolving one again is a dictionary lookup."""
+
+    def __init__(
+        self,
+        resolver: Resolver,
+        cache: Callable[[CacheSpec], CachePort],
+        transact: Transact,
+    ) -> None:
+        self._resolver = resolver
+        self._cache = cache
+        self._transact = transact
+        self._bound: dict[str, _Bound] = {}
+        self._queries: dict[int, tuple[object, DocumentQuery[Any]]] = {}
+        self._commands: dict[int, tuple[object, DocumentCommand[Any, Any, Any]]] = {}
+        self._told: dict[str, tuple[int, list[Outlet]]] = {}
+
+    def query(self, spec: DocumentSpec[R, Any, Any]) -> DocumentQuery[R]:
+        """The query port of ``spec``; the same object every time."""
+        known = self._queries.get(id(spec))
+        if known is not None:
+            return known[1]
+        query = self._bind(spec).query
+        self._queries[id(spec)] = (spec, query)
+        return query
+
+    def command(self, spec: DocumentSpec[R, C, U]) -> DocumentCommandPort[R, C, U]:
+        """The command port of ``spec``; raises ``ConfigurationError`` if it is read-only."""
+        known = self._commands.get(id(spec))
+        if known is not None:
+            return known[1]
+        bound = self._bind(spec)
+        if bound.command is None:
+            bound.command = DocumentCommand(
+                bound.spec,
+                bound.store,
+                self._resolver,
+                lambda: self._outlets(bound),
+                lambda: self._transact(bound.spec.name, bound.store.manager),
+            )
+        self._commands[id(spec)] = (spec, bound.command)
+        return cast(DocumentCommandPort[R, C, U], bound.command)
+
+    async def verify(self) -> None:
+        """Compare every bound document with its relation; raises ``ConfigurationError``."""
+        for bound in tuple(self._bound.values()):
+            await bound.store.check()
+
+    def _bind(self, spec: DocumentSpec[Any, Any, Any]) -> _Bound:
+        bound = self._bound.get(spec.name)
+        if bound is not None:
+            if bound.spec != spec:
+                raise ConfigurationError(
+                    f"two different DocumentSpecs have the name {spec.name!r}; "
+                    "one name means one spec in a runtime",
+                    name=spec.name,
+                )
+            return bound
+        store = self._resolver.provide(DocumentStoreDepKey, spec.name)(self._resolver, spec)
+        bound = self._bound[spec.name] = _Bound(spec, store, self._coordinator(spec, store))
+        return bound
+
+    def _coordinator(
+        self, spec: DocumentSpec[Any, Any, Any], store: DocumentStore[Any]
+    ) -> Coordinator[Any] | None:
+        if spec.cache is None:
+            return None
+        relations = store.relations
+        scope = "\0".join((spec.name, *sorted(relations.reads)))
+        codec = DocumentCodec(spec.read, scope)
+        pointers = self._cache(spec.cache).pointers(codec.fingerprint)
+        if pointers.tenant_aware != relations.tenant_aware:
+            which = "store" if relations.tenant_aware else "cache"
+            raise ConfigurationError(
+                f"document {spec.name!r}: its {which} is tenant-aware and the other is not; a "
+                "write could not reach every cached copy. Set tenant_aware on both or on none",
+                name=spec.name,
+            )
+        return Coordinator(spec.name, spec.cache, store, pointers, codec, self._resolver)
+
+    def _outlets(self, writer: _Bound) -> list[Outlet]:
+        """Every cache that holds something of the relations ``writer`` writes to."""
+        known = self._told.get(writer.spec.name)
+        if known is not None and known[0] == len(self._bound):
+            return known[1]
+        written = writer.store.relations.writes
+        outlets = [
+            bound.coordinator.outlet
+            for bound in self._bound.values()
+            if bound.coordinator is not None
+            and bound.store.manager is writer.store.manager
+            and not bound.store.relations.ttl_only
+            and written & (bound.store.relations.reads | bound.store.relations.writes)
+        ]
+        self._told[writer.spec.name] = (len(self._bound), outlets)
+        return outlets

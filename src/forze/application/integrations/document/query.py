@@ -1,0 +1,152 @@
+"""The query port: reads, through the cache where the spec has one."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from typing import Any, Generic, Literal
+from uuid import UUID
+
+from pydantic import TypeAdapter
+
+from forze.application.contracts.document import (
+    DocumentId,
+    DocumentSpec,
+    DocumentStore,
+    Filters,
+    Page,
+    R,
+    Sort,
+)
+from forze.application.integrations.document.coordinator import Coordinator, not_found
+from forze.application.integrations.document.filters import SortKey, parse_sort
+from forze.application.integrations.document.stats import CacheStats
+from forze.errors import ValidationError
+
+MAX_PAGE = 1_000
+
+
+def document_id(value: DocumentId) -> UUID:
+    """``value`` as a UUID; raises :class:`ValidationError` for text that is none."""
+    if isinstance(value, UUID):
+        return value
+    try:
+        return UUID(value)
+    except (ValueError, AttributeError, TypeError):
+        raise ValidationError(
+            f"{value!r} is not a document id; give a UUID or its text", field="id"
+        ) from None
+
+
+class DocumentQuery(Generic[R]):
+    """Reads of one document kind. Implements ``DocumentQueryPort``."""
+
+    def __init__(
+        self,
+        spec: DocumentSpec[R, Any, Any],
+        store: DocumentStore[R],
+        coordinator: Coordinator[R] | None,
+    ) -> None:
+        self._spec = spec
+        self._store = store
+        self._coordinator = coordinator
+
+    async def get(
+        self,
+        id: DocumentId,
+        *,
+        for_update: bool = False,
+        skip_cache: bool = False,
+    ) -> R:
+        """The document; raises ``NotFoundError``. A hit is one round trip to the cache."""
+        pk = id if id.__class__ is UUID else document_id(id)
+        coordinator = self._coordinator
+        if coordinator is not None and not for_update and not skip_cache:
+            return await coordinator.get(pk)
+        found = await self._store.fetch((pk,), for_update=for_update)
+        if pk not in found:
+            raise not_found(self._spec.name, (pk,))
+        return found[pk]
+
+    async def get_many(
+        self,
+        ids: Sequence[DocumentId],
+        *,
+        missing: Literal["raise", "skip"] = "raise",
+        skip_cache: bool = False,
+    ) -> list[R]:
+        """The documents in the order asked, duplicates kept."""
+        pks = [document_id(each) for each in ids]
+        distinct = list(dict.fromkeys(pks))
+        if not distinct:
+            return []
+        if self._coordinator is None or skip_cache:
+            found = await self._store.fetch(distinct)
+        else:
+            found = await self._coordinator.get_many(distinct)
+        absent = [each for each in distinct if each not in found]
+        if absent and missing == "raise":
+            raise not_found(self._spec.name, absent)
+        return [found[each] for each in pks if each in found]
+
+    async def find_many(
+        self,
+        filters: Filters | None = None,
+        *,
+        sort: Sort = (),
+        limit: int = 50,
+        after: str | None = None,
+    ) -> Page[R]:
+        """A page of what matches, from the source."""
+        if not 1 <= limit <= MAX_PAGE:
+            raise ValidationError(f"limit must be 1 to {MAX_PAGE}, not {limit}", field="limit")
+        keys = parse_sort(self._spec.read, sort)
+        position = None if after is None else self._position(keys, after)
+        complete = [f"-{key.field}" if key.descending else key.field for key in keys]
+        page = await self._store.find(filters or {}, complete, limit, position)
+        cursor = self._cursor(keys, page.items[-1]) if page.more else None
+        return Page(page.items, cursor)
+
+    async def count(self, filters: Filters | None = None) -> int:
+        """How many documents match, from the source."""
+        return await self._store.count(filters or {})
+
+    async def exists(self, id: DocumentId) -> bool:
+        """Whether the document exists, from the source."""
+        return await self._store.count({"id": document_id(id)}) > 0
+
+    def stats(self) -> CacheStats | None:
+        """What the cache did for this document kind so far; None without a cache."""
+        return None if self._coordinator is None else self._coordinator.stats()
+
+    def _cursor(self, keys: Sequence[SortKey], last: R) -> str:
+        values = last.model_dump(mode="json", include={key.field for key in keys})
+        order = [[key.field, key.descending, values[key.field]] for key in keys]
+        return base64.urlsafe_b64encode(json.dumps(order, separators=(",", ":")).encode()).decode()
+
+    def _position(self, keys: Sequence[SortKey], cursor: str) -> list[Any]:
+        """The sort values a cursor stands for; it must come from the same sort."""
+        try:
+            order = json.loads(base64.urlsafe_b64decode(cursor.encode()))
+            if [(name, descending) for name, descending, _ in order] != [
+                (key.field, key.descending) for key in keys
+            ]:
+                raise ValueError("made for another sort")
+            fields = self._spec.read.model_fields
+            return [
+                None
+                if value is None
+                else _adapter(fields[key.field].annotation).validate_json(json.dumps(value))
+                for key, (_, _, value) in zip(keys, order, strict=True)
+            ]
+        except (ValueError, TypeError, UnicodeError) as error:
+            raise ValidationError(
+                f"{cursor!r} is not a cursor of this query ({error}); pass next_cursor of the "
+                "page before, with the same sort, or leave after= out",
+                field="after",
+            ) from error
+
+
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(annotation)

@@ -1,0 +1,65 @@
+"""What one document's cache did, counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(slots=True)
+class CacheCounters:
+    """Running counts; read them through :meth:`snapshot`."""
+
+    hits: int = 0
+    misses: int = 0
+    fills: int = 0
+    rejected_fills: int = 0
+    uncacheable: int = 0
+    undecodable: int = 0
+    collapsed: int = 0
+    bypasses: int = 0
+    source_reads: int = 0
+    read_failures: int = 0
+    intents: int = 0
+    intent_failures: int = 0
+    lapsed_intents: int = 0
+
+    def snapshot(self, *, journal: int, available: bool) -> CacheStats:
+        """The counts as they stand."""
+        counts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return CacheStats(**counts, journal=journal, available=available)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheStats:
+    """A snapshot of what one document's cache did in this process since it was bound."""
+
+    hits: int
+    """Reads answered by the cache."""
+    misses: int
+    """Reads that found nothing and loaded."""
+    fills: int
+    """Loaded documents that were stored."""
+    rejected_fills: int
+    """Loaded documents that were not stored, because a write came between."""
+    uncacheable: int
+    """Loaded documents that were not stored: too large, or their JSON loses something."""
+    undecodable: int
+    """Bodies that did not fit the model, invalidated and loaded again."""
+    collapsed: int
+    """Reads answered by another caller's flight."""
+    bypasses: int
+    """Reads that went past the cache: writes in flight, cache away, or key in the journal."""
+    source_reads: int
+    """Queries sent to the source."""
+    read_failures: int
+    """Cache reads that failed or timed out."""
+    intents: int
+    """Keys announced as being written."""
+    intent_failures: int
+    """Announcements the cache did not answer."""
+    lapsed_intents: int
+    """Announcements that could not be renewed in time."""
+    journal: int
+    """Keys whose invalidation the cache has not been told of yet."""
+    available: bool
+    """Whether the cache answers."""

@@ -1,0 +1,284 @@
+"""The cache's side of a write: intent before COMMIT, done after it, whatever happens between.
+
+::
+
+    announce ──answered──► COMMIT (only while the deadline is ahead) ──► done ──► acknowledged
+        │  renewed every third of the deadline                            │
+        └─ cache away: "proceed" journals the keys, "refuse" raises       └─ likewise
+
+A write outside a transaction is one :class:`Invalidation` around one statement; inside, one
+:class:`Invalidation` takes part in the transaction for all its writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+from contextvars import copy_context
+from secrets import token_hex
+from typing import TypeVar
+
+from forze.application.contracts.cache import PointerCache
+from forze.application.contracts.deps import Resolver
+from forze.application.contracts.transaction import Outcome, Transaction
+from forze.application.integrations.document.outage import BATCH, Journal
+from forze.application.integrations.document.protocol import INTENT_MS, may_commit
+from forze.application.integrations.document.stats import CacheCounters
+from forze.errors import BackendError, BackendTimeout, BackendUnavailable
+
+T = TypeVar("T")
+
+RENEW_SECONDS = INTENT_MS / 3000
+ASK_SECONDS = 0.5
+"""How often a server is asked whether it still runs a write whose answer was lost."""
+
+
+def suspended_clock() -> float:
+    """Seconds on a clock that goes on while the machine sleeps, as the server's does."""
+    return time.clock_gettime(_CLOCK)
+
+
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+class Outlet:
+    """One cache that a write has to tell, with its journal and counters."""
+
+    __slots__ = ("counters", "journal", "pointers")
+
+    def __init__(self, pointers: PointerCache, journal: Journal, counters: CacheCounters) -> None:
+        self.pointers = pointers
+        self.journal = journal
+        self.counters = counters
+
+
+class _Announced:
+    """What one cache was told of this write, and since when it counts."""
+
+    __slots__ = ("addresses", "failed", "intended_at")
+
+    def __init__(self) -> None:
+        self.addresses: list[str] = []
+        self.failed = False
+        self.intended_at = float("inf")
+
+
+class Invalidation:
+    """A write's intents, from the announcement to the end. A ``TransactionParticipant``."""
+
+    def __init__(self, resolver: Resolver, *, clock: Callable[[], float] = suspended_clock) -> None:
+        self._resolver = resolver
+        self._clock = clock
+        self._id = token_hex(8)
+        self._told: dict[Outlet, _Announced] = {}
+        self._sending: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._namespaces: list[Outlet] = []
+        self._after_commit: list[Callable[[], Awaitable[object]]] = []
+
+    @classmethod
+    def of(cls, transaction: Transaction, resolver: Resolver) -> Invalidation:
+        """The one that takes part in ``transaction``."""
+        participant = transaction.participants.get(cls)
+        if participant is None:
+            participant = transaction.participants[cls] = cls(resolver)
+        assert isinstance(participant, cls)
+        return participant
+
+    # -- before the commit ---------------------------------------------------
+
+    def announce(self, outlet: Outlet, addresses: Sequence[str]) -> None:
+        """Send intents now; they are awaited in :meth:`before_commit`."""
+        told = self._told.setdefault(outlet, _Announced())
+        known = set(told.addresses)
+        new = [each for each in dict.fromkeys(addresses) if each not in known]
+        told.addresses += new
+        for start in range(0, len(new), BATCH):
+            task = self._resolver.spawn(
+                self._intend(outlet, told, new[start : start + BATCH]), name="forze-intent"
+            )
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+        if self._timer is None:
+            self._arm()
+
+    def clear_after(self, outlet: Outlet) -> None:
+        """Drop the outlet's whole namespace after the commit, instead of single keys."""
+        self._namespaces.append(outlet)
+
+    def then(self, work: Callable[[], Awaitable[object]]) -> None:
+        """Run ``work`` after the commit, before it is acknowledged; not after a rollback."""
+        self._after_commit.append(work)
+
+    async def before_commit(self) -> None:
+        """Wait until every intent is answered and none is old; raises to refuse the commit."""
+        while self._sending:
+            await asyncio.gather(*self._sending)
+        now = self._clock()
+        if any(now - told.intended_at > RENEW_SECONDS for told in self._told.values()):
+            await self._renew()
+        for outlet, told in self._told.items():
+            if told.failed and outlet.pointers.on_outage == "refuse":
+                raise BackendUnavailable(
+                    "the write was not committed: the cache cannot be told of it and is "
+                    'configured with on_outage="refuse"; retry when it answers again, or '
+                    'choose "proceed"',
+                    backend="cache",
+                )
+
+    def check_commit(self) -> None:
+        """Refuse a COMMIT that would leave with an intent close to its deadline."""
+        now = self._clock()
+        for told in self._told.values():
+            if told.addresses and not told.failed and not may_commit(told.intended_at, now):
+                raise BackendTimeout(
+                    "the write was not committed: its announcement to the cache is too old "
+                    f"({now - told.intended_at:.1f} s), this process stalled; retry",
+                    backend="cache",
+                )
+
+    async def _intend(self, outlet: Outlet, told: _Announced, addresses: Sequence[str]) -> None:
+        sent = self._clock()
+        try:
+            await outlet.pointers.intend(addresses, self._id)
+        except BackendError:
+            outlet.counters.intent_failures += 1
+            told.failed = True
+            if outlet.pointers.on_outage == "proceed":
+                outlet.journal.owe(told.addresses)
+        else:
+            outlet.counters.intents += len(addresses)
+            told.intended_at = min(told.intended_at, sent)
+
+    async def _renew(self) -> None:
+        """Prolong every intent; counts from its sending, and only if all were answered."""
+        for outlet, told in tuple(self._told.items()):
+            if told.failed or not told.addresses:
+                continue
+            sent, batches = self._clock(), list(_batches(told.addresses))
+            try:
+                await asyncio.gather(*(outlet.pointers.intend(each, self._id) for each in batches))
+            except BackendError:
+                outlet.counters.lapsed_intents += not may_commit(told.intended_at, self._clock())
+                if not outlet.pointers.available():
+                    told.failed = True
+                    outlet.journal.owe(told.addresses)
+            else:
+                told.intended_at = sent
+
+    def _arm(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(RENEW_SECONDS, self._tick)
+
+    def _tick(self) -> None:
+        self._resolver.spawn(self._renew(), name="forze-intent-renewal")
+        self._arm()
+
+    # -- after it ------------------------------------------------------------
+
+    async def after(self, outcome: Outcome, error: BackendError | None) -> None:
+        """End the write: done for a known outcome; for an unknown one, once it is settled."""
+        if outcome is Outcome.UNKNOWN:
+            self._resolver.spawn(self._settle(error), name="forze-unknown-write")
+            return
+        self._disarm()
+        await self._done(committed=outcome is Outcome.COMMITTED)
+
+    async def _settle(self, error: BackendError | None) -> None:
+        """Keep the intents alive while the server may still commit, then end the write."""
+        running = error.still_running if error is not None else None
+        try:
+            if running is None:
+                await asyncio.sleep(INTENT_MS / 1000)
+            else:
+                while await running():  # noqa: ASYNC110 - a server is asked, nobody notifies
+                    await asyncio.sleep(ASK_SECONDS)
+        finally:
+            self._disarm()
+        await self._done(committed=True, acknowledge=False)
+
+    async def _done(self, *, committed: bool, acknowledge: bool = True) -> None:
+        lost = [
+            outlet
+            for outlet, told in self._told.items()
+            if told.addresses and not await self._end(outlet, told.addresses, committed=committed)
+        ]
+        for work in self._after_commit if committed else ():
+            with suppress(BackendError):
+                await work()
+        for outlet in self._namespaces if committed else ():
+            try:
+                await outlet.pointers.clear()
+            except BackendError:
+                outlet.journal.owe_everything()
+        if acknowledge and any(outlet.pointers.on_outage == "refuse" for outlet in lost):
+            raise BackendUnavailable(
+                "the write is committed, but the cache could not be told of it: other "
+                "processes may serve the old value until its TTL; do not repeat the write",
+                backend="cache",
+                committed=True,
+            )
+
+    async def _end(self, outlet: Outlet, addresses: Sequence[str], *, committed: bool) -> bool:
+        """Tell one cache that the write is over; whether it (or nobody) had to know."""
+        tries = 2 if outlet.pointers.on_outage == "refuse" else 1
+        for _ in range(tries):
+            try:
+                await asyncio.gather(
+                    *(outlet.pointers.done(each, self._id) for each in _batches(addresses))
+                )
+            except BackendError:
+                continue
+            outlet.journal.settled(addresses)
+            return True
+        if committed:
+            outlet.journal.owe(addresses)
+        return not committed
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _batches(addresses: Sequence[str]) -> Iterable[Sequence[str]]:
+    return (addresses[start : start + BATCH] for start in range(0, len(addresses), BATCH))
+
+
+async def write_through(
+    resolver: Resolver,
+    targets: Sequence[tuple[Outlet, Sequence[str]]],
+    statement: Callable[[], Awaitable[T]],
+) -> T:
+    """Run one statement that commits by itself, announced before and done after.
+
+    From the statement on it is shielded: a cancelled caller leaves nothing half done.
+    """
+    if not targets:
+        return await statement()
+    write = Invalidation(resolver)
+    try:
+        for outlet, addresses in targets:
+            write.announce(outlet, addresses)
+        await write.before_commit()
+        write.check_commit()
+    except BaseException:
+        resolver.spawn(write.after(Outcome.ROLLED_BACK, None), name="forze-write-abandoned")
+        raise
+    work = _committed(write, statement)
+    return await asyncio.shield(resolver.spawn(work, name="forze-write", context=copy_context()))
+
+
+async def _committed(write: Invalidation, statement: Callable[[], Awaitable[T]]) -> T:
+    try:
+        result = await statement()
+    except BackendError as error:
+        unknown = error.outcome == "unknown"
+        await write.after(Outcome.UNKNOWN if unknown else Outcome.ROLLED_BACK, error)
+        raise
+    except BaseException:
+        await write.after(Outcome.ROLLED_BACK, None)
+        raise
+    await write.after(Outcome.COMMITTED, None)
+    return result

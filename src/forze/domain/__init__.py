@@ -1,0 +1,1 @@
+"""Domain models: what documents, their reads and their commands are made of."""

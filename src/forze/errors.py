@@ -1,0 +1,191 @@
+"""The one tree of errors.
+
+::
+
+    ForzeError
+    ├── ConfigurationError          wiring, specs, DSNs, schemas: fix the program
+    ├── ValidationError             an argument that cannot be accepted
+    ├── NotFoundError               no such document
+    ├── ConflictError               the state forbids it (duplicate id, constraint)
+    │   ├── RevisionMismatch        a stale ``rev``; carries the current one
+    │   └── TransactionDoomed       an inner block failed, the outer one cannot commit
+    ├── TenantRequired              a tenant-aware resource used with no tenant bound
+    ├── Throttled                   try again after ``retry_after``
+    └── BackendError                a server behind us
+        ├── BackendTimeout          it did not answer in time
+        ├── BackendUnavailable      it cannot be reached, or refuses work
+        └── BackendCorrupt          it answered something that cannot be right
+
+Every class carries data, not only text; ``retryable`` says whether the same call may
+succeed later without a change; ``str()`` says what, where and what to do. A miss is a
+value, never an error, and ``CancelledError`` is never wrapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import timedelta
+from typing import Any, ClassVar, Literal, Self, TypeVar
+
+E = TypeVar("E", bound="ForzeError")
+
+WriteOutcome = Literal["none", "committed", "unknown"]
+
+
+class ForzeError(Exception):
+    """Root of everything this library raises on its own account."""
+
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+    def again(self) -> Self:
+        """An equal error with a traceback of its own, for a caller that shares a failure."""
+        twin = _rebuild(type(self), self.args, self.__dict__)
+        twin.__cause__ = self
+        return twin
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(cls: type[E], args: tuple[Any, ...], state: dict[str, Any]) -> E:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class ConfigurationError(ForzeError):
+    """The program is wired wrongly; raised as early as it can be known.
+
+    ``name`` is what was asked for, ``known`` what exists, where that makes sense.
+    """
+
+    def __init__(self, message: str, *, name: str | None = None, known: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.name = name
+        self.known = tuple(sorted(known))
+
+
+class ValidationError(ForzeError):
+    """An argument cannot be accepted; nothing was changed."""
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class NotFoundError(ForzeError):
+    """No document has this id (or these ids)."""
+
+    def __init__(self, message: str, *, resource: str, ids: Iterable[object] = ()) -> None:
+        super().__init__(message)
+        self.resource = resource
+        self.ids = tuple(str(each) for each in ids)
+
+
+class ConflictError(ForzeError):
+    """The current state forbids the change; nothing was changed."""
+
+    def __init__(self, message: str, *, resource: str | None = None) -> None:
+        super().__init__(message)
+        self.resource = resource
+
+
+class RevisionMismatch(ConflictError):
+    """The document was changed since it was read; ``current`` is its revision now."""
+
+    def __init__(self, *, resource: str, id: object, expected: int, current: int) -> None:
+        super().__init__(
+            f"{resource} {id}: rev {expected} is stale, the current one is {current}; "
+            "read the document again and repeat the change on top of it",
+            resource=resource,
+        )
+        self.id = str(id)
+        self.expected = expected
+        self.current = current
+
+
+class TransactionDoomed(ConflictError):
+    """A block nested in this transaction failed, so it was rolled back instead of committed."""
+
+    def __init__(self, route: str) -> None:
+        super().__init__(
+            f"transaction {route!r} was rolled back: a block nested in it was left by an "
+            "exception; let that exception reach the outer block, or do not nest",
+            resource=route,
+        )
+        self.route = route
+
+
+class TenantRequired(ForzeError):
+    """A tenant-aware resource was used while no tenant was bound."""
+
+    def __init__(self, resource: str) -> None:
+        super().__init__(
+            f"{resource} is tenant-aware and no tenant is bound; "
+            "wrap the call in `with ctx.bind_tenant(tenant_id):`"
+        )
+        self.resource = resource
+
+
+class Throttled(ForzeError):
+    """Too much at once; ``retry_after`` says when it can succeed."""
+
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after: timedelta) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class BackendError(ForzeError):
+    """A server behind us failed. ``backend`` names it, ``outcome`` what became of a write.
+
+    ``outcome`` is ``"none"`` (nothing took effect), ``"committed"`` (the write stands, what
+    had to follow it failed) or ``"unknown"`` (the answer was lost; never taken for a no).
+    """
+
+    retryable = True
+
+    def __init__(self, message: str, *, backend: str, outcome: WriteOutcome = "none") -> None:
+        super().__init__(message)
+        self.backend = backend
+        self.outcome: WriteOutcome = outcome
+        self.still_running: Callable[[], Awaitable[bool]] | None = None
+        """Asks whether the server may still be executing the write whose answer was lost."""
+
+    @property
+    def committed(self) -> bool:
+        """Whether the write stands although the call failed."""
+        return self.outcome == "committed"
+
+
+class BackendTimeout(BackendError):
+    """The server did not answer in time; it may or may not have done the work."""
+
+
+class BackendUnavailable(BackendError):
+    """The server cannot be reached, or refuses work (loading, out of memory, read-only)."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        backend: str,
+        outcome: WriteOutcome = "none",
+        committed: bool = False,
+    ) -> None:
+        super().__init__(message, backend=backend, outcome="committed" if committed else outcome)
+
+
+class BackendCorrupt(BackendError):
+    """The server answered something that cannot be right (wrong type, undecodable)."""
+
+    retryable = False

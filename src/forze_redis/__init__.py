@@ -1,0 +1,16 @@
+"""Redis and Valkey for forze: the client, caches, and their lifecycle."""
+
+from forze_redis.client import RedisClient, RedisClientDepKey, RedisConfig, RedisHealth
+from forze_redis.config import RedisCacheConfig
+from forze_redis.lifecycle import redis_lifecycle_step
+from forze_redis.module import RedisDepsModule
+
+__all__ = [
+    "RedisCacheConfig",
+    "RedisClient",
+    "RedisClientDepKey",
+    "RedisConfig",
+    "RedisDepsModule",
+    "RedisHealth",
+    "redis_lifecycle_step",
+]

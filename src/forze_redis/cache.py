@@ -1,0 +1,349 @@
+"""The Redis cache: direct values (:class:`RedisCache`) and pointers (:class:`RedisPointers`).
+
+Each method is one script call, one round trip; calls on many keys are cut into batches.
+No policy and no time here: what a state means is in
+``forze.application.integrations.document.protocol``, and the scripts in ``lua/`` carry
+the same transitions out on the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from itertools import count
+from secrets import token_hex
+from typing import Any, TypeVar
+
+from forze.application.contracts.cache import (
+    CacheSpec,
+    Fill,
+    JsonValue,
+    Miss,
+    OnOutage,
+)
+from forze.application.contracts.deps import Resolver
+from forze.application.contracts.transaction import open_transactions
+from forze.application.integrations.document.protocol import (
+    INTENT_MS,
+    LEASE_MS,
+    SCHEMA_CHARS,
+)
+from forze.application.integrations.document.writes import Invalidation, Outlet
+from forze.application.integrations.document.outage import Journal
+from forze.application.integrations.document.stats import CacheCounters
+from forze.application.integrations.values import decode_value, encode_value
+from forze.errors import BackendCorrupt, BackendError, ValidationError
+from forze_redis.client import RedisClient
+from forze_redis.config import RedisCacheConfig
+from forze_redis.keys import CacheKeys, encode, plain_of
+from forze_redis.wire.scripts import Script, load_script
+
+T = TypeVar("T")
+
+KEYS_PER_CALL = 100
+SHARED_LIMIT_BYTES = 256 * 1024
+"""Replies above this go over a connection of their own."""
+
+READ = load_script("read")
+FILL = load_script("fill")
+LEASE = load_script("lease")
+INTEND = load_script("intend")
+DONE = load_script("done")
+GET = load_script("get")
+PUT = load_script("put")
+SET = load_script("set")
+REMOVE = load_script("remove")
+
+_MISSES = {1: Miss.LEASED, 2: Miss.HELD, 3: Miss.INTENT, 4: Miss.LARGE}
+_LEASE_MS = str(LEASE_MS)
+_LIMIT = str(SHARED_LIMIT_BYTES)
+
+
+class RedisPointers:
+    """Pointer operations for readers of one schema. Implements ``PointerCache``."""
+
+    def __init__(
+        self, client: RedisClient, keys: CacheKeys, config: RedisCacheConfig, schema: str
+    ) -> None:
+        self._client = client
+        self._keys = keys
+        self._config = config
+        self._schema = schema
+        self._count = count()
+        self._prefix = self._tag = ""
+        self.address = keys.pointer
+        self._renew_identity()
+        client.on_reconnect(self._renew_identity)
+
+    def _renew_identity(self) -> None:
+        """A new connection: tokens of the old one hold nothing, the generation may be another."""
+        self._prefix = token_hex(6)
+        self._tag = self._client.generation + self._schema
+
+    @property
+    def on_outage(self) -> OnOutage:
+        return self._config.on_outage
+
+    @property
+    def max_value_bytes(self) -> int:
+        return self._config.max_value_bytes
+
+    @property
+    def tenant_aware(self) -> bool:
+        return self._keys.tenant_aware
+
+    def available(self) -> bool:
+        return self._client.available()
+
+    def on_recovery(self, callback: Callable[[], None]) -> None:
+        self._client.on_recovery(callback)
+
+    def token(self) -> str:
+        return f"{self._prefix}{next(self._count):x}"
+
+    async def read(self, address: str, token: str) -> bytes | Miss:
+        reply = await self._client.run_cached(
+            READ, (address,), (self._tag, token, _LEASE_MS, _LIMIT)
+        )
+        return reply if reply.__class__ is bytes else _miss(reply)
+
+    async def read_many(self, addresses: Sequence[str], token: str) -> list[bytes | Miss]:
+        args = (self._tag, token, _LEASE_MS, _LIMIT)
+        replies = await self._each(READ, addresses, lambda _: args)
+        return [reply if isinstance(reply, bytes) else _miss(reply) for reply in replies]
+
+    async def read_large(self, address: str) -> bytes | None:
+        reply = await self._client.run_apart(READ, (address,), (self._tag, "", _LEASE_MS, "0"))
+        return reply if isinstance(reply, bytes) else None
+
+    async def fill(self, fills: Sequence[Fill]) -> list[bool]:
+        mine = [each for each in fills if each.token.startswith(self._prefix)]
+        stored: dict[str, bool] = {}
+        for batch in _by_bytes(mine):
+            args: list[Any] = [self._tag]
+            for each in batch:
+                args += (each.token, str(each.version), each.body, each.life_ms)
+            replies = await self._client.run_cached(FILL, [each.address for each in batch], args)
+            stored |= {each.address: bool(ok) for each, ok in zip(batch, replies, strict=True)}
+        return [stored.get(each.address, False) for each in fills]
+
+    def renew(self, addresses: Sequence[str], token: str) -> None:
+        self._unawaited(addresses, token, _LEASE_MS)
+
+    def give_back(self, addresses: Sequence[str], token: str) -> None:
+        self._unawaited(addresses, token, "0")
+
+    def _unawaited(self, addresses: Sequence[str], token: str, milliseconds: str) -> None:
+        if not token.startswith(self._prefix):
+            return  # taken on a connection that is gone: worthless, and lapsing
+        for keys in _batches(addresses):
+            try:
+                reply = self._client.run_cached(LEASE, keys, (self._tag, token, milliseconds))
+            except BackendError:
+                return
+            reply.add_done_callback(_unheard)
+
+    async def intend(self, addresses: Sequence[str], write_id: str) -> None:
+        await self._each(INTEND, addresses, lambda _: (write_id, INTENT_MS))
+
+    async def done(self, addresses: Sequence[str], write_id: str) -> None:
+        await self._each(DONE, addresses, lambda _: (write_id,))
+
+    async def clear(self) -> int:
+        return await self._client.unlink_prefix(self._keys.prefix())
+
+    async def _each(
+        self,
+        script: Script,
+        addresses: Sequence[str],
+        args: Callable[[Sequence[str]], Sequence[Any]],
+    ) -> list[Any]:
+        """Run ``script`` over batches sent together; the replies of all, in order."""
+        batches = list(_batches(addresses))
+        replies = await asyncio.gather(
+            *(self._client.run_cached(script, keys, args(keys)) for keys in batches)
+        )
+        return [
+            each
+            for keys, reply in zip(batches, replies, strict=True)
+            for each in (reply if isinstance(reply, list) and len(keys) > 1 else (reply,))
+        ]
+
+
+class RedisCache:
+    """A cache for direct use. Implements ``CachePort``."""
+
+    def __init__(
+        self, client: RedisClient, spec: CacheSpec, config: RedisCacheConfig, resolver: Resolver
+    ) -> None:
+        self._client = client
+        self._config = config
+        self._resolver = resolver
+        self._ttl = spec.ttl
+        self._name = spec.name
+        self._direct: Outlet | None = None
+        self._keys = CacheKeys(
+            config.namespace, tenant_aware=config.tenant_aware, resource=f"cache {spec.name!r}"
+        )
+
+    def pointers(self, fingerprint: str) -> RedisPointers:
+        return RedisPointers(self._client, self._keys, self._config, fingerprint)
+
+    async def get(self, key: str) -> JsonValue | bytes | None:
+        hits, _ = await self.get_many((key,))
+        return hits.get(key)
+
+    async def get_many(self, keys: Sequence[str]) -> tuple[dict[str, JsonValue | bytes], list[str]]:
+        distinct = list(dict.fromkeys(keys))
+        bodies = await self._bodies(distinct)
+        hits = {
+            key: decode_value(key, body)
+            for key, body in zip(distinct, bodies, strict=True)
+            if body is not None
+        }
+        return hits, [key for key in distinct if key not in hits]
+
+    async def exists(self, key: str) -> bool:
+        return (await self._bodies((key,)))[0] is not None
+
+    async def _bodies(self, keys: Sequence[str]) -> list[bytes | None]:
+        """What is stored for each key; large values are fetched apart, one by one."""
+        pairs = [self._pair(key) for key in keys]
+        generation = self._client.generation
+        replies = await self._each_pair(GET, pairs, lambda _: (generation, _LIMIT))
+        for at, reply in enumerate(replies):
+            if reply == 4:
+                (replies[at],) = await self._client.run_apart(GET, pairs[at], (generation, "0"))
+        return replies
+
+    async def set(
+        self, key: str, value: JsonValue | bytes, *, ttl: timedelta | None = None
+    ) -> None:
+        await self.set_many({key: value}, ttl=ttl)
+
+    async def set_many(
+        self, values: Mapping[str, JsonValue | bytes], *, ttl: timedelta | None = None
+    ) -> None:
+        bodies = {self._pair(key): self._body(key, value) for key, value in values.items()}
+        life = self._life_ms(ttl)
+        await self._each_pair(SET, list(bodies), lambda pairs: (life, *(bodies[p] for p in pairs)))
+
+    async def set_versioned(
+        self, key: str, version: str, value: JsonValue | bytes, *, ttl: timedelta | None = None
+    ) -> bool:
+        return (await self.set_many_versioned({(key, version): value}, ttl=ttl))[key, version]
+
+    async def set_many_versioned(
+        self,
+        values: Mapping[tuple[str, str], JsonValue | bytes],
+        *,
+        ttl: timedelta | None = None,
+    ) -> dict[tuple[str, str], bool]:
+        life, tag = self._life_ms(ttl), self._client.generation + DIRECT
+        entries = [
+            (self._keys.pointer(key), encode(version, "version"), self._body(key, value))
+            for (key, version), value in values.items()
+        ]
+        stored: list[Any] = []
+        for start in range(0, len(entries), KEYS_PER_CALL):
+            batch = entries[start : start + KEYS_PER_CALL]
+            args = [part for _, version, body in batch for part in (version, body)]
+            stored += await self._client.run_cached(
+                PUT, [pointer for pointer, _, _ in batch], (tag, life, *args)
+            )
+        return {each: bool(ok) for each, ok in zip(values, stored, strict=True)}
+
+    async def invalidate(self, key: str) -> None:
+        await self.invalidate_many((key,))
+
+    async def invalidate_many(self, keys: Iterable[str]) -> None:
+        pairs = [self._pair(key) for key in keys]
+        transactions = open_transactions()
+        if not transactions:
+            await self._each_pair(REMOVE, pairs, lambda _: ("1",))
+            return
+        write = Invalidation.of(transactions[-1], self._resolver)
+        write.announce(self._outlet(), [pointer for pointer, _ in pairs])
+        write.then(lambda: self._each_pair(REMOVE, pairs, lambda _: ("1",)))
+
+    async def delete(self, key: str, *, hard: bool = True) -> bool:
+        removed = await self._each_pair(
+            REMOVE, (self._pair(key),), lambda _: ("1" if hard else "0",)
+        )
+        return bool(removed[0])
+
+    def _outlet(self) -> Outlet:
+        """Where a transaction announces the keys it invalidates directly."""
+        if self._direct is None:
+            pointers = self.pointers(DIRECT)
+            self._direct = Outlet(pointers, Journal(pointers, self._resolver), CacheCounters())
+        return self._direct
+
+    def _pair(self, key: str) -> tuple[str, str]:
+        pointer = self._keys.pointer(key)
+        return pointer, plain_of(pointer)
+
+    def _body(self, key: str, value: JsonValue | bytes) -> bytes:
+        return encode_value(key, value, self._config.max_value_bytes)
+
+    def _life_ms(self, ttl: timedelta | None) -> int:
+        life = self._ttl if ttl is None else ttl
+        if life < timedelta(milliseconds=1):
+            raise ValidationError(
+                f"cache {self._name!r}: ttl must be at least a millisecond, not {life}", field="ttl"
+            )
+        return life // timedelta(milliseconds=1)
+
+    async def _each_pair(
+        self,
+        script: Script,
+        pairs: Sequence[tuple[str, str]],
+        args: Callable[[Sequence[tuple[str, str]]], Sequence[Any]],
+    ) -> list[Any]:
+        """Run ``script`` over batches of pairs; the replies of all, in order."""
+        replies: list[Any] = []
+        for batch in _batches(pairs):
+            keys = [key for pair in batch for key in pair]
+            reply = await self._client.run_cached(script, keys, args(batch))
+            replies += reply if isinstance(reply, list) else (reply,)
+        return replies
+
+
+DIRECT = "-" * SCHEMA_CHARS
+"""Stands for a schema where a value was stored directly: no document reader takes it."""
+
+
+def _miss(reply: object) -> Miss:
+    try:
+        return _MISSES[reply]  # type: ignore[index]
+    except (KeyError, TypeError):
+        raise BackendCorrupt(
+            f"the script 'read' answered {reply!r}; is something between us and the server "
+            "changing replies?",
+            backend="redis",
+        ) from None
+
+
+def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (items[at : at + KEYS_PER_CALL] for at in range(0, len(items), KEYS_PER_CALL))
+
+
+def _by_bytes(fills: Sequence[Fill]) -> Iterator[list[Fill]]:
+    """Batches of at most a hundred keys that together stay on the shared connection."""
+    batch: list[Fill] = []
+    size = 0
+    for fill in fills:
+        if batch and (len(batch) == KEYS_PER_CALL or size + len(fill.body) > SHARED_LIMIT_BYTES // 2):
+            yield batch
+            batch, size = [], 0
+        batch.append(fill)
+        size += len(fill.body)
+    if batch:
+        yield batch
+
+
+def _unheard(reply: asyncio.Future[Any]) -> None:
+    """Nobody waits for this reply: a failure means the lease lapses by itself."""
+    if not reply.cancelled():
+        reply.exception()

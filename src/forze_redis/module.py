@@ -1,0 +1,46 @@
+"""The dependencies module of Redis: named resources on one client."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from forze.application.contracts.cache import CacheDepKey, CacheFactory, CachePort, CacheSpec
+from forze.application.contracts.deps import DepKey, Resolver
+from forze.application.execution.deps import Deps
+from forze_redis.cache import RedisCache
+from forze_redis.client import RedisClient, RedisClientDepKey
+from forze_redis.config import RedisCacheConfig, configured
+
+
+class RedisDepsModule:
+    """Registers ``client``, and each cache under the name its ``CacheSpec`` has.
+
+    Configs may be dicts with the keys of :class:`RedisCacheConfig`; what is wrong with
+    them is a ``ConfigurationError`` here.
+    """
+
+    def __init__(
+        self,
+        *,
+        client: RedisClient,
+        caches: Mapping[str, RedisCacheConfig | Mapping[str, Any]] | None = None,
+    ) -> None:
+        self._client = client
+        self._caches = {
+            name: configured(RedisCacheConfig, config, f"RedisDepsModule caches[{name!r}]")
+            for name, config in (caches or {}).items()
+        }
+
+    def __call__(self) -> Deps:
+        """The dependencies."""
+        plain: dict[DepKey[Any], Any] = {RedisClientDepKey: self._client}
+        caches = {name: _cache_factory(self._client, each) for name, each in self._caches.items()}
+        return Deps(plain=plain, routed={CacheDepKey: caches})
+
+
+def _cache_factory(client: RedisClient, config: RedisCacheConfig) -> CacheFactory:
+    def cache(ctx: Resolver, spec: CacheSpec) -> CachePort:
+        return RedisCache(client, spec, config, ctx)
+
+    return cache
