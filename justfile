@@ -40,7 +40,7 @@ docs: _setup
 
 # Plant each known mistake in a copy of the source; the test named beside it must fail
 mutants *args: _setup
-    @{{ python }} -m tests.mutants "$@"
+    @{{ python }} -m tests.mutants.run "$@"
 
 # Explore every interleaving of the shipped protocol
 model *args: _setup

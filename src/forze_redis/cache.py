@@ -9,6 +9,7 @@ the same transitions out on the server.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from itertools import count
@@ -24,20 +25,20 @@ from forze.application.contracts.cache import (
 )
 from forze.application.contracts.deps import Resolver
 from forze.application.contracts.transaction import open_transactions
+from forze.application.integrations.document.outage import Journal
 from forze.application.integrations.document.protocol import (
     INTENT_MS,
     LEASE_MS,
     SCHEMA_CHARS,
 )
-from forze.application.integrations.document.writes import Invalidation, Outlet
-from forze.application.integrations.document.outage import Journal
 from forze.application.integrations.document.stats import CacheCounters
+from forze.application.integrations.document.writes import Invalidation, Outlet
 from forze.application.integrations.values import decode_value, encode_value
-from forze.errors import BackendCorrupt, BackendError, ValidationError
+from forze.errors import BackendCorrupt, ValidationError
 from forze_redis.client import RedisClient
 from forze_redis.config import RedisCacheConfig
 from forze_redis.keys import CacheKeys, encode, plain_of
-from forze_redis.wire.scripts import Script, load_script
+from forze_redis.wire.scripts import Script, load_script, pack
 
 T = TypeVar("T")
 
@@ -58,6 +59,8 @@ REMOVE = load_script("remove")
 _MISSES = {1: Miss.LEASED, 2: Miss.HELD, 3: Miss.INTENT, 4: Miss.LARGE}
 _LEASE_MS = str(LEASE_MS)
 _LIMIT = str(SHARED_LIMIT_BYTES)
+_READ_TAIL = f"\r\n${len(_LEASE_MS)}\r\n{_LEASE_MS}\r\n${len(_LIMIT)}\r\n{_LIMIT}\r\n"
+_GLOB = re.compile(r"[][*?\\]")
 
 
 class RedisPointers:
@@ -71,15 +74,17 @@ class RedisPointers:
         self._config = config
         self._schema = schema
         self._count = count()
-        self._prefix = self._tag = ""
+        self._head = READ.head(1, 4)
+        self._send = client.send_cached
         self.address = keys.pointer
-        self._renew_identity()
-        client.on_reconnect(self._renew_identity)
+        self._identify("", client.generation)
+        client.on_reconnect(self._identify)
 
-    def _renew_identity(self) -> None:
+    def _identify(self, _: str, generation: str) -> None:
         """A new connection: tokens of the old one hold nothing, the generation may be another."""
         self._prefix = token_hex(6)
-        self._tag = self._client.generation + self._schema
+        self._tag = generation + self._schema
+        self._read_tag = f"\r\n${len(self._tag)}\r\n{self._tag}\r\n$"
 
     @property
     def on_outage(self) -> OnOutage:
@@ -103,8 +108,10 @@ class RedisPointers:
         return f"{self._prefix}{next(self._count):x}"
 
     async def read(self, address: str, token: str) -> bytes | Miss:
-        reply = await self._client.run_cached(
-            READ, (address,), (self._tag, token, _LEASE_MS, _LIMIT)
+        # The hottest line there is: joined by hand, three times as fast as packing arguments.
+        reply = await self._send(
+            f"{self._head}${len(address)}\r\n{address}{self._read_tag}{len(token)}\r\n{token}"
+            f"{_READ_TAIL}".encode()
         )
         return reply if reply.__class__ is bytes else _miss(reply)
 
@@ -114,7 +121,9 @@ class RedisPointers:
         return [reply if isinstance(reply, bytes) else _miss(reply) for reply in replies]
 
     async def read_large(self, address: str) -> bytes | None:
-        reply = await self._client.run_apart(READ, (address,), (self._tag, "", _LEASE_MS, "0"))
+        reply = await self._client.call_large(
+            "EVALSHA", READ.sha1, 1, address, self._tag, "", _LEASE_MS, "0"
+        )
         return reply if isinstance(reply, bytes) else None
 
     async def fill(self, fills: Sequence[Fill]) -> list[bool]:
@@ -138,11 +147,9 @@ class RedisPointers:
         if not token.startswith(self._prefix):
             return  # taken on a connection that is gone: worthless, and lapsing
         for keys in _batches(addresses):
-            try:
-                reply = self._client.run_cached(LEASE, keys, (self._tag, token, milliseconds))
-            except BackendError:
-                return
-            reply.add_done_callback(_unheard)
+            self._client.post(
+                pack("EVALSHA", LEASE.sha1, len(keys), *keys, self._tag, token, milliseconds)
+            )
 
     async def intend(self, addresses: Sequence[str], write_id: str) -> None:
         await self._each(INTEND, addresses, lambda _: (write_id, INTENT_MS))
@@ -151,7 +158,14 @@ class RedisPointers:
         await self._each(DONE, addresses, lambda _: (write_id,))
 
     async def clear(self) -> int:
-        return await self._client.unlink_prefix(self._keys.prefix())
+        pattern = _GLOB.sub(r"\\\g<0>", self._keys.prefix()) + "*"
+        removed, cursor = 0, b"0"
+        while True:
+            cursor, keys = await self._client.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+            if keys:
+                removed += await self._client.call("UNLINK", *keys)
+            if cursor == b"0":
+                return removed
 
     async def _each(
         self,
@@ -214,7 +228,9 @@ class RedisCache:
         replies = await self._each_pair(GET, pairs, lambda _: (generation, _LIMIT))
         for at, reply in enumerate(replies):
             if reply == 4:
-                (replies[at],) = await self._client.run_apart(GET, pairs[at], (generation, "0"))
+                (replies[at],) = await self._client.call_large(
+                    "EVALSHA", GET.sha1, 2, *pairs[at], generation, "0"
+                )
         return replies
 
     async def set(
@@ -334,16 +350,12 @@ def _by_bytes(fills: Sequence[Fill]) -> Iterator[list[Fill]]:
     batch: list[Fill] = []
     size = 0
     for fill in fills:
-        if batch and (len(batch) == KEYS_PER_CALL or size + len(fill.body) > SHARED_LIMIT_BYTES // 2):
+        if batch and (
+            len(batch) == KEYS_PER_CALL or size + len(fill.body) > SHARED_LIMIT_BYTES // 2
+        ):
             yield batch
             batch, size = [], 0
         batch.append(fill)
         size += len(fill.body)
     if batch:
         yield batch
-
-
-def _unheard(reply: asyncio.Future[Any]) -> None:
-    """Nobody waits for this reply: a failure means the lease lapses by itself."""
-    if not reply.cancelled():
-        reply.exception()

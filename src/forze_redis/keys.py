@@ -62,7 +62,9 @@ class CacheKeys:
             return f"{self._fixed}{plain}"
         tenant = require_tenant(self._resource)
         prefix = self._fixed or self._dynamic(tenant)
-        return f"{prefix}{encode(tenant, 'tenant')}/{plain}" if self._tenant_aware else prefix + plain
+        return (
+            f"{prefix}{encode(tenant, 'tenant')}/{plain}" if self._tenant_aware else prefix + plain
+        )
 
     def prefix(self) -> str:
         """What every pointer of the namespace begins with; dynamic: of the bound tenant's."""

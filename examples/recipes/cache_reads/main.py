@@ -16,11 +16,12 @@ from typing import Any
 
 import older_spelling
 from app import PRODUCT_SPEC, ProductCreate, ProductUpdate, build_runtime, cache_scenario
+from servers import Servers, servers
+
 from forze.application.execution import ExecutionContext
 from forze.errors import ForzeError
 from forze_postgres import PostgresClient
 from forze_redis import RedisClient
-from servers import Servers, servers
 
 WHERE = {
     "hits": "the cache",

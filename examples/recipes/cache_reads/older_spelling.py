@@ -6,6 +6,7 @@ One implementation stands behind both; use the one your code base has.
 from __future__ import annotations
 
 from app import SCHEMA, Product, ProductCreate, ProductRead, ProductUpdate
+
 from forze.application.contracts.cache import CacheSpec
 from forze.application.contracts.document import DocumentSpec
 from forze.application.execution import (

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import asyncpg
 from app import SCHEMA
+
 from forze.testing.servers import PostgresServer, ValkeyServer
 
 TABLE = f"""

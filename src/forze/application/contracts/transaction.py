@@ -79,33 +79,34 @@ class Transaction:
     closed: bool = False
 
 
-_open: ContextVar[tuple[Transaction, ...]] = ContextVar("forze_transactions", default=())
+OPEN: ContextVar[tuple[Transaction, ...]] = ContextVar("forze_transactions", default=())
+"""The transactions a task carries, outermost first; may hold closed ones in tasks it left."""
 
 
 def open_transactions() -> tuple[Transaction, ...]:
     """The transactions open in this task, outermost first."""
-    return tuple(each for each in _open.get() if not each.closed)
+    return tuple(each for each in OPEN.get() if not each.closed)
 
 
 def in_transaction() -> bool:
     """Whether any transaction is open in this task."""
-    return any(not each.closed for each in _open.get())
+    return any(not each.closed for each in OPEN.get())
 
 
 @contextmanager
 def carried(transaction: Transaction) -> Iterator[None]:
     """Make ``transaction`` the task's innermost one for the length of a ``with`` block."""
-    token = _open.set((*_open.get(), transaction))
+    token = OPEN.set((*OPEN.get(), transaction))
     try:
         yield
     finally:
         transaction.closed = True
-        _open.reset(token)
+        OPEN.reset(token)
 
 
 def transaction_of(manager: TransactionManager) -> Transaction | None:
     """The transaction open in this task on ``manager``, if any."""
-    for transaction in _open.get():
+    for transaction in OPEN.get():
         if transaction.manager is manager and not transaction.closed:
             return transaction
     return None

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from typing import Any, Generic, get_args, get_origin
+from types import UnionType
+from typing import Any, Generic, Literal, Union, get_args, get_origin
 from uuid import UUID
 
 import pydantic
@@ -72,17 +73,15 @@ def _fingerprint(model: type[BaseModel], scope: str) -> str:
 
 def _immutable(annotation: Any, seen: set[Any]) -> bool:
     """Whether no value of this type can be changed in place, nested ones included."""
-    if annotation in seen:
+    if annotation in seen or annotation is Ellipsis:
         return True
     origin = get_origin(annotation)
-    if origin is not None:
-        if isinstance(origin, type) and not issubclass(origin, tuple | frozenset):
-            return False
-        return all(_immutable(each, seen) for each in get_args(annotation) if each is not Ellipsis)
+    if origin is Literal:
+        return True
+    if origin in (Union, UnionType, tuple, frozenset):
+        return all(_immutable(each, seen) for each in get_args(annotation))
     if not isinstance(annotation, type):
-        return (
-            not callable(annotation) and annotation is not Any
-        )  # a Literal's or Annotated's value
+        return False
     if issubclass(annotation, BaseModel):
         if (
             not annotation.model_config.get("frozen")

@@ -30,7 +30,7 @@ from forze.application.contracts.cache import CacheSpec, Fill, Miss, PointerCach
 from forze.application.contracts.deps import Resolver
 from forze.application.contracts.document import DocumentStore, R
 from forze.application.contracts.tenancy import bind_tenant, current_deadline, current_tenant
-from forze.application.contracts.transaction import in_transaction
+from forze.application.contracts.transaction import OPEN, in_transaction
 from forze.application.integrations.document.codec import DocumentCodec
 from forze.application.integrations.document.flight import AGAIN, Flight
 from forze.application.integrations.document.freshness import lifetime
@@ -94,16 +94,19 @@ class Coordinator(Generic[R]):
 
     async def get(self, pk: UUID) -> R:
         """The document, never older than a write acknowledged before the call."""
-        if in_transaction():
+        if OPEN.get() and in_transaction():
             return await self.from_source(pk)
         pointers, counters, flights = self._pointers, self._counters, self._flights
         address = pointers.address(str(pk))
         for _ in range(ROUNDS):
-            flight = flights.get(address)
+            owed = self._journal.active and self._journal.bypasses(address)
+            # A flight that left before the write is not for those who come after it.
+            name = f"past {address}" if owed else address
+            flight = flights.get(name)
             if flight is None:
                 token = pointers.token()
                 found: Found = None
-                if not self._journal.active or not self._journal.bypasses(address):
+                if not owed:
                     try:
                         found = await pointers.read(address, token)
                         if found.__class__ is bytes:
@@ -119,9 +122,9 @@ class Coordinator(Generic[R]):
                     except pydantic.ValidationError:
                         await self._discard(address)
                         found = None
-                flight = flights.get(address)
+                flight = flights.get(name)
                 if flight is None:
-                    flight = self._depart(pk, address, found, token)
+                    flight = self._depart(name, pk, address, found, token)
                 elif found is Miss.LEASED:
                     pointers.give_back((address,), token)
             if flight.aboard:
@@ -169,16 +172,16 @@ class Coordinator(Generic[R]):
 
     # -- flights -------------------------------------------------------------
 
-    def _depart(self, pk: UUID, address: str, found: Found, token: str) -> Flight[R]:
+    def _depart(self, name: str, pk: UUID, address: str, found: Found, token: str) -> Flight[R]:
         flight: Flight[R] = Flight()
-        self._flights[address] = flight
-        self._resolver.spawn(
-            self._fly(flight, pk, address, found, token, current_tenant()), name="forze-flight"
-        )
+        self._flights[name] = flight
+        work = self._fly(name, flight, pk, address, found, token, current_tenant())
+        self._resolver.spawn(work, name="forze-flight")
         return flight
 
     async def _fly(
         self,
+        name: str,
         flight: Flight[R],
         pk: UUID,
         address: str,
@@ -190,12 +193,12 @@ class Coordinator(Generic[R]):
             with bind_tenant(tenant) if tenant is not None else _NO_TENANT:
                 document = await self._arrive(flight, pk, address, found, token)
         except BaseException as error:
-            del self._flights[address]
+            del self._flights[name]
             flight.crash(error)
             if not isinstance(error, Exception):
                 raise
         else:
-            del self._flights[address]
+            del self._flights[name]
             flight.land(document, self._codec.copy)
 
     async def _arrive(

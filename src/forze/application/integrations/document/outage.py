@@ -31,15 +31,13 @@ class Journal:
         self._pointers = pointers
         self._resolver = resolver
         self._capacity = capacity
-        self._owed: set[str] = set()
-        self._everything = False
+        self._owed: dict[str, int] = {}
+        self._everything: int | None = None
+        self._clock = 0
         self._settling: asyncio.Task[None] | None = None
-        pointers.on_recovery(self._settle_soon)
-
-    @property
-    def active(self) -> bool:
-        """Whether anything is owed."""
-        return self._everything or bool(self._owed)
+        self.active = False
+        """Whether anything is owed. Asked by every read, so an attribute."""
+        pointers.on_recovery(self._changed)
 
     def __len__(self) -> int:
         return len(self._owed)
@@ -47,49 +45,63 @@ class Journal:
     @property
     def overflowed(self) -> bool:
         """Whether the whole namespace is bypassed until it has been cleared."""
-        return self._everything
+        return self._everything is not None
 
     def bypasses(self, address: str) -> bool:
         """Whether this process must not ask the cache for ``address``."""
-        return self._everything or address in self._owed
+        return self._everything is not None or address in self._owed
 
     def owe(self, addresses: Sequence[str]) -> None:
         """Remember that the cache was not told that these changed."""
+        stamp = self._next()
         if len(self._owed) + len(addresses) > self._capacity:
-            self._everything = True
-            self._owed.clear()
-        elif not self._everything:
-            self._owed.update(addresses)
-        if self._pointers.available():
-            self._settle_soon()
+            self._everything = stamp
+        else:
+            self._owed.update(dict.fromkeys(addresses, stamp))
+        self._changed()
 
     def owe_everything(self) -> None:
         """Remember that the cache was not told to drop the namespace."""
-        self._everything = True
-        self._owed.clear()
-        if self._pointers.available():
-            self._settle_soon()
+        self._everything = self._next()
+        self._changed()
 
-    def settled(self, addresses: Sequence[str]) -> None:
-        """The cache was told after all."""
-        self._owed.difference_update(addresses)
+    def now(self) -> int:
+        """A mark for :meth:`settled`: what is owed after it is not settled by it."""
+        return self._clock
 
-    def _settle_soon(self) -> None:
-        if self.active and (self._settling is None or self._settling.done()):
+    def settled(self, addresses: Sequence[str], mark: int) -> None:
+        """The cache was told of these, by something that was sent at ``mark``."""
+        for address in addresses:
+            if self._owed.get(address, mark + 1) <= mark:
+                del self._owed[address]
+        self._changed()
+
+    def _next(self) -> int:
+        self._clock += 1
+        return self._clock
+
+    def _changed(self) -> None:
+        self.active = self._everything is not None or bool(self._owed)
+        idle = self._settling is None or self._settling.done()
+        if self.active and idle and self._pointers.available():
             self._settling = self._resolver.spawn(self._settle(), name="forze-journal")
 
     async def _settle(self) -> None:
         """Tell the cache everything that is owed; stop when it is away again."""
         while self.active:
+            mark = self.now()
             try:
-                if self._everything:
+                if self._everything is not None:
                     await self._pointers.clear()
-                    self._everything = False
+                    self.settled(list(self._owed), mark)
+                    if self._everything <= mark:
+                        self._everything = None
                 else:
                     batch = list(self._owed)[:BATCH]
                     await self._pointers.done(batch, token_hex(8))
-                    self._owed.difference_update(batch)
+                    self.settled(batch, mark)
             except BackendError:
                 if not self._pointers.available():
-                    return  # on_recovery calls again
+                    return  # told again on recovery
                 await asyncio.sleep(RETRY_SECONDS)
+            self._changed()

@@ -224,13 +224,14 @@ class Invalidation:
         """Tell one cache that the write is over; whether it (or nobody) had to know."""
         tries = 2 if outlet.pointers.on_outage == "refuse" else 1
         for _ in range(tries):
+            mark = outlet.journal.now()
             try:
                 await asyncio.gather(
                     *(outlet.pointers.done(each, self._id) for each in _batches(addresses))
                 )
             except BackendError:
                 continue
-            outlet.journal.settled(addresses)
+            outlet.journal.settled(addresses, mark)
             return True
         if committed:
             outlet.journal.owe(addresses)

@@ -1,0 +1,316 @@
+"""What users hold: one client per application, one multiplexed connection behind it.
+
+::
+
+    client = RedisClient()
+    await client.connect("redis://localhost:6379/0", RedisConfig(socket_timeout=2.0))
+    await client.call("SET", "greeting", "hello")
+
+Commands of concurrent callers share the connection and travel together; what is too large
+for it (above 256 KiB) takes a connection of the redis-py pool, and everything else that
+redis-py can do is at :attr:`RedisClient.redis`. Blocking commands belong there too.
+
+A client serves one event loop at a time. Used from another one, or in a forked child, it
+connects anew there; the other loop's calls in flight fail as unknown, a parent's
+connection is left as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from time import monotonic
+from typing import Any, Self, TypeAlias
+
+from redis.asyncio import Redis
+
+from forze.application.contracts.deps import DepKey
+from forze.errors import BackendUnavailable, ConfigurationError, ForzeError
+from forze_redis.wire.availability import Availability
+from forze_redis.wire.config import RedisConfig, seconds
+from forze_redis.wire.connection import Reply
+from forze_redis.wire.dsn import Endpoint, parse_dsn
+from forze_redis.wire.link import Link, Listeners
+from forze_redis.wire.pool import LARGE_BYTES, execute
+from forze_redis.wire.scripts import Script, pack
+
+Argument: TypeAlias = str | bytes | int | float
+
+_PING = pack("PING")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisHealth:
+    """What :meth:`RedisClient.health` saw. ``breaker`` is ``"open"`` while the server is away."""
+
+    ok: bool
+    server: str | None = None
+    version: str | None = None
+    latency_ms: float | None = None
+    generation_known: bool = False
+    breaker: str = "closed"
+    breaker_since: datetime | None = None
+    in_flight: int = 0
+    error: str | None = None
+
+
+class RedisClient:
+    """A client of one Redis or Valkey server.
+
+    Every method that sends returns a future, without a task and without a timer of its own;
+    await it for the reply as RESP3 has it (``bytes``, ``int``, ``float``, ``bool``, None,
+    list, dict), or for a :class:`~forze.errors.BackendError`. One round trip each. Where
+    the answer was lost, the error's ``outcome`` is ``"unknown"``.
+    """
+
+    def __init__(self) -> None:
+        self._endpoint: Endpoint | None = None
+        self._config = RedisConfig()
+        self._timeout = seconds(self._config.socket_timeout)
+        self._cache_timeout = seconds(self._config.cache_timeout)
+        self._link: Link | None = None
+        self._availability = Availability()
+        self._listeners = Listeners()
+        _clients.add(self)
+
+    async def connect(
+        self, dsn: str, config: RedisConfig | dict[str, object] | None = None
+    ) -> Self:
+        """Connect to the server at ``dsn``; one round trip beyond the socket's own.
+
+        Raises ``ConfigurationError`` for a malformed DSN, wrong credentials, an unknown
+        database or a server too old, ``BackendUnavailable`` where it cannot be reached
+        (with ``RedisConfig(require_at_start=False)`` it is waited for in the background).
+        """
+        config = RedisConfig.of(config)
+        endpoint = parse_dsn(dsn, config)
+        endpoint.ssl_context()
+        await self.close()
+        self._endpoint, self._config = endpoint, config
+        self._timeout = seconds(config.socket_timeout)
+        self._cache_timeout = seconds(config.cache_timeout)
+        self._availability.restored()
+        link = self._relink()
+        try:
+            await link.first_attempt()
+        except BackendUnavailable as error:
+            if config.require_at_start:
+                await self.close()
+                raise _at_start(error) from error
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def close(self) -> None:
+        """Close every connection. Calls in flight get a second to be answered, then fail."""
+        link, self._link = self._link, None
+        self._endpoint = None
+        if link is None:
+            return
+        if link.loop is asyncio.get_running_loop():
+            await link.close()
+        else:
+            _leave(link)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def call(
+        self, command: str | bytes, *args: Argument, timeout: float | None = None
+    ) -> asyncio.Future[Reply]:
+        """Send one command; ``timeout`` in seconds, default ``RedisConfig.socket_timeout``."""
+        return self.send(pack(command, *args), timeout)
+
+    def run(
+        self,
+        script: Script,
+        keys: Sequence[Argument],
+        args: Sequence[Argument] = (),
+        *,
+        timeout: float | None = None,
+    ) -> asyncio.Future[Reply]:
+        """Run a script; sent in full by itself where the server does not have it."""
+        return self.send(pack("EVALSHA", script.sha1, len(keys), *keys, *args), timeout)
+
+    def send(self, packed: bytes, timeout: float | None = None) -> asyncio.Future[Reply]:
+        """:meth:`call` for a command that is packed already (see ``Script.head``)."""
+        link = self._link or self._relink()
+        if timeout is None:
+            timeout = self._timeout
+        if len(packed) > LARGE_BYTES:
+            return asyncio.ensure_future(self._send_large(packed, timeout))
+        return link.connection.send(packed, timeout)
+
+    def run_cached(
+        self, script: Script, keys: Sequence[Argument], args: Sequence[Argument] = ()
+    ) -> asyncio.Future[Reply]:
+        """:meth:`run` on the cache path: see :meth:`send_cached`."""
+        return self.send_cached(pack("EVALSHA", script.sha1, len(keys), *keys, *args))
+
+    def send_cached(self, packed: bytes) -> asyncio.Future[Reply]:
+        """:meth:`send` within the cache path's budget (``RedisConfig.cache_timeout``).
+
+        While the server is away the future fails at once with ``BackendUnavailable``,
+        outcome ``"none"``.
+        """
+        link = self._link or self._relink()
+        if self._availability.away:
+            return self._here().refused()
+        if len(packed) > LARGE_BYTES:
+            return asyncio.ensure_future(self._send_large(packed, self._cache_timeout))
+        return link.connection.send(packed, self._cache_timeout)
+
+    def post(self, packed: bytes) -> None:
+        """Send a packed command whose reply nobody wants, if it can be sent right now."""
+        link = self._link or self._relink()
+        if not self._availability.away and len(packed) <= LARGE_BYTES:
+            link.connection.post(packed)
+
+    def call_large(
+        self, command: str | bytes, *args: Argument, timeout: float | None = None
+    ) -> asyncio.Future[Reply]:
+        """:meth:`call` on a connection of the pool: for replies that may be large."""
+        budget = self._timeout if timeout is None else timeout
+        return asyncio.ensure_future(self._send_large(pack(command, *args), budget))
+
+    @property
+    def redis(self) -> Redis:
+        """The redis-py client of the same server, for everything else; raises its own errors.
+
+        Its pool has ``max_size - 1`` connections and waits up to ``socket_timeout`` for one.
+        """
+        return self._here().redis
+
+    @property
+    def generation(self) -> str:
+        """Eight characters that change when another server answers, or it restarted."""
+        return self._link.generation if self._link is not None else "00000000"
+
+    @property
+    def generation_known(self) -> bool:
+        """False where the server does not tell (INFO not permitted): no safety over failovers."""
+        greeting = self._link.greeting if self._link is not None else None
+        return greeting is not None and greeting.generation_known
+
+    def available(self) -> bool:
+        """False while calls on the cache path fail at once because the server is away."""
+        return not self._availability.away
+
+    def on_recovery(self, callback: Callable[[], None]) -> None:
+        """Call back whenever the server answers again after it was away.
+
+        Called in the event loop before any call that waits is sent; what the callback
+        sends goes first. It must not block.
+        """
+        self._availability.on_recovery(callback)
+
+    def on_reconnect(self, callback: Callable[[str, str], None]) -> None:
+        """Call back with the old and the new generation after each connect, the first included, before
+        :meth:`on_recovery`, and whenever the generation changes on a standing connection."""
+        self._listeners.reconnect.append(callback)
+
+    def on_push(self, callback: Callable[[list[Any]], None]) -> None:
+        """Call back with every push message of the server, in the order it sent them."""
+        self._listeners.push.append(callback)
+
+    async def health(self) -> RedisHealth:
+        """Ask the server for a sign of life; never raises, takes a second at most."""
+        availability, link = self._availability, self._link
+        if self._endpoint is None:
+            return RedisHealth(ok=False, error="the client is not connected; call connect()")
+        latency_ms: float | None = None
+        error: str | None = None
+        try:
+            asked = monotonic()
+            await self.send(_PING, min(1.0, self._timeout))
+            latency_ms = (monotonic() - asked) * 1000
+        except ForzeError as failure:
+            error = str(failure)
+        link = self._link or link
+        greeting = link.greeting if link is not None else None
+        return RedisHealth(
+            ok=error is None and not availability.away,
+            server=greeting.server if greeting else None,
+            version=greeting.version if greeting else None,
+            latency_ms=latency_ms,
+            generation_known=self.generation_known,
+            breaker=availability.state,
+            breaker_since=availability.since,
+            in_flight=link.connection.in_flight if link is not None else 0,
+            error=error,
+        )
+
+    async def _send_large(self, packed: bytes, timeout: float) -> Reply:
+        return await execute(self.redis, packed, timeout, self._connected_to().where)
+
+    def _connected_to(self) -> Endpoint:
+        if self._endpoint is None:
+            raise ConfigurationError(
+                "the Redis client is not connected; call `await client.connect(dsn)` first, or "
+                "put redis_lifecycle_step(dsn=...) into the lifecycle"
+            )
+        return self._endpoint
+
+    def _here(self) -> Link:
+        """The link of the running event loop."""
+        link = self._link
+        if link is None or link.loop is not asyncio.get_running_loop():
+            return self._relink()
+        return link
+
+    def _relink(self) -> Link:
+        """A new link of the running event loop, in the place of any other."""
+        endpoint, old = self._connected_to(), self._link
+        link = Link(endpoint, self._config, self._availability, self._listeners, self._elsewhere)
+        self._link = link
+        if old is not None:
+            link.generation = old.generation
+            _leave(old)
+        return link
+
+    def _elsewhere(self, packed: bytes, timeout: float) -> asyncio.Future[Reply]:
+        return self._here().connection.send(packed, timeout)
+
+    def _forked(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            _inherited.append(link)
+            link.connection.disown()
+
+
+RedisClientDepKey: DepKey[RedisClient] = DepKey("redis_client")
+
+_clients: weakref.WeakSet[RedisClient] = weakref.WeakSet()
+_inherited: list[Link] = []
+"""Links of the parent process: kept, so that nothing of them is ever finalized here."""
+
+
+def _after_fork() -> None:
+    for client in tuple(_clients):
+        client._forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _leave(link: Link) -> None:
+    """Give up a link that belongs to another event loop, which may be closed."""
+    link.retired = True
+    if not link.loop.is_closed():
+        link.loop.call_soon_threadsafe(link.abandon)
+
+
+def _at_start(error: BackendUnavailable) -> BackendUnavailable:
+    return BackendUnavailable(
+        f"{error} To start without it, set RedisConfig(require_at_start=False)",
+        backend=error.backend,
+    )

@@ -1,0 +1,14 @@
+"""The wire: one multiplexed RESP3 connection per client, and what keeps it alive.
+
+========================  ======================================================
+``dsn``, ``config``       where to connect, and how: pure
+``replies``               server errors as ours: one table
+``scripts``               Lua scripts and their digests
+``connection``            one socket: calls out, replies in, in order
+``handshake``             what is asked of a server before it is used
+``availability``          is the server away? the breaker of the cache path
+``link``                  a connection that comes back
+========================  ======================================================
+
+Nothing here knows a key or what a value means.
+"""

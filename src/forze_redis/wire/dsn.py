@@ -1,0 +1,140 @@
+"""Where the server is: a DSN taken apart. Pure; no message here shows a password."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+from redis.asyncio.connection import parse_url
+
+from forze.errors import ConfigurationError
+from forze_redis.wire.config import RedisConfig
+
+_SCHEMES = {
+    "redis": "redis",
+    "rediss": "rediss",
+    "unix": "unix",
+    "valkey": "redis",
+    "valkeys": "rediss",
+}
+_FORMS = (
+    "redis://[user:password@]host[:port][/db], rediss:// (TLS), valkey://, valkeys:// (TLS), "
+    "unix://[user:password@]/path/to/socket[?db=0]; "
+    "percent-encode special characters in user and password"
+)
+_PARTS = {"connection_class", "host", "port", "path", "db", "username", "password"}
+_TLS = {"ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One server, and who we are to it. ``where`` names it in messages."""
+
+    host: str = "localhost"
+    port: int = 6379
+    path: str | None = None
+    db: int = 0
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    tls: dict[str, Any] | None = None
+
+    @property
+    def where(self) -> str:
+        """``host:port``, or the socket's path."""
+        if self.path is not None:
+            return self.path
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def ssl_context(self) -> ssl.SSLContext | None:
+        """What asyncio needs for TLS, None without; raises ``ConfigurationError``."""
+        if self.tls is None:
+            return None
+        try:
+            context = ssl.create_default_context(cafile=self.tls.get("ssl_ca_certs"))
+            if "ssl_certfile" in self.tls:
+                context.load_cert_chain(self.tls["ssl_certfile"], self.tls.get("ssl_keyfile"))
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigurationError(
+                f"TLS for Redis at {self.where}: the certificate files cannot be read ({error}); "
+                "look at tls_ca, tls_cert and tls_key of RedisConfig",
+                name="tls",
+            ) from error
+        verify = str(self.tls.get("ssl_cert_reqs", "required"))
+        context.check_hostname = verify == "required" and self.tls.get("ssl_check_hostname", True)
+        context.verify_mode = ssl.VerifyMode[f"CERT_{verify.upper()}"]
+        return context
+
+
+def parse_dsn(dsn: str, config: RedisConfig) -> Endpoint:
+    """The endpoint of ``dsn``, with the credentials and TLS files of ``config``."""
+    try:
+        url = urlsplit(dsn)
+        url.port  # noqa: B018 - raises for a port that is none
+    except (ValueError, AttributeError, TypeError):
+        _malformed(dsn, "it cannot be taken apart")
+    scheme = _SCHEMES.get(url.scheme)
+    if scheme is None or not dsn.startswith(f"{url.scheme}://"):
+        _malformed(dsn, f"the schemes are {', '.join(f'{each}://' for each in _SCHEMES)}")
+    if url.fragment:
+        _malformed(dsn, "it holds a '#'")
+    if scheme == "unix" and (url.hostname or len(url.path) < 2):
+        _malformed(dsn, "a Unix socket needs an absolute path (three slashes)")
+    if scheme != "unix" and (url.port == 0 or not re.fullmatch(r"/?\d*", url.path)):
+        _malformed(dsn, "what follows the host must be a port from 1 to 65535, then /db")
+    try:
+        parts: dict[str, Any] = {**parse_url(f"{scheme}{dsn[len(url.scheme) :]}")}
+    except ValueError:
+        _malformed(dsn, "a parameter after '?' has no valid value")
+    unknown = sorted(parts.keys() - _PARTS - (_TLS if scheme == "rediss" else set()))
+    if unknown:
+        _malformed(dsn, f"it has unknown parameters ({', '.join(unknown)}); use RedisConfig")
+    if parts.get("db", 0) < 0:
+        _malformed(dsn, "db is below zero")
+    tls = {name: value for name, value in parts.items() if name in _TLS}
+    return Endpoint(
+        host=parts.get("host", "localhost"),
+        port=parts.get("port", 6379),
+        path=parts.get("path"),
+        db=parts.get("db", 0),
+        username=config.username or parts.get("username"),
+        password=config.password or parts.get("password"),
+        tls=_tls(dsn, tls, config) if scheme == "rediss" else None,
+    )
+
+
+def _tls(dsn: str, given: dict[str, Any], config: RedisConfig) -> dict[str, Any]:
+    files = {"ssl_ca_certs": config.tls_ca, "ssl_certfile": config.tls_cert}
+    files["ssl_keyfile"] = config.tls_key
+    tls = given | {name: value for name, value in files.items() if value is not None}
+    if not config.tls_verify:
+        tls |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
+    if tls.get("ssl_cert_reqs", "required") not in ("none", "optional", "required"):
+        _malformed(dsn, "ssl_cert_reqs is none, optional or required")
+    return tls
+
+
+def redacted(dsn: str) -> str:
+    """``dsn`` without anything that may be a password."""
+    scheme, found, rest = str(dsn).rpartition("://") if "@" not in str(dsn) else _cut(str(dsn))
+    rest = re.sub(r"(password=)[^&]*", r"\1***", rest)
+    if "@" not in rest:
+        rest = re.sub(r"(?<!:):(?!\d+(?:[/?]|$))[^/?\]\[:]+", ":***", rest)
+    return f"{scheme}{found}{rest}"
+
+
+def _cut(dsn: str) -> tuple[str, str, str]:
+    scheme, found, rest = dsn.partition("://")
+    if not found:
+        scheme, rest = "", dsn
+    return scheme, found, f"***@{rest.rpartition('@')[2]}"
+
+
+def _malformed(dsn: object, why: str) -> NoReturn:
+    raise ConfigurationError(
+        f"the Redis DSN {redacted(str(dsn))!r} cannot be used: {why}. Accepted are {_FORMS}",
+        name="dsn",
+        known=_SCHEMES,
+    ) from None

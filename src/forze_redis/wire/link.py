@@ -1,0 +1,353 @@
+"""A connection that comes back.
+
+One background task opens a connection, watches over it (heartbeat while all is well,
+probes while the server is away) and opens the next when it is lost, with jittered
+exponential back-off. One timer sweeps deadlines while calls are under way.
+
+What belongs to the client outlives a connection: the queue of calls that wait for room,
+the availability, the callbacks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import random
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from redis.asyncio import Redis
+
+from forze.errors import BackendError, BackendUnavailable, ConfigurationError, ForzeError
+from forze_redis.wire.availability import Availability
+from forze_redis.wire.config import RedisConfig, seconds
+from forze_redis.wire.connection import Call, Connection, Reply, gone, late
+from forze_redis.wire.dsn import Endpoint
+from forze_redis.wire.handshake import (
+    INFO_REPLICATION,
+    UNKNOWN_GENERATION,
+    Greeting,
+    generation_of,
+    shake_hands,
+)
+from forze_redis.wire.pool import open_pool
+from forze_redis.wire.replies import BACKEND
+from forze_redis.wire.scripts import pack
+
+_log = logging.getLogger("forze.redis")
+
+_SWEEP_SECONDS = 0.02
+_STALL_SECONDS = 0.1
+_BACKOFF_SECONDS = (0.05, 2.0)
+_STANDING_SECONDS = 5.0
+_REFUSED_SECONDS = 10.0
+_PROBE_SECONDS = (0.25, 0.5)
+_CLOSE_SECONDS = 1.0
+_PING = pack("PING")
+
+Callback = Callable[[], None]
+Elsewhere = Callable[[bytes, float], "asyncio.Future[Reply]"]
+
+
+class Listeners:
+    """Who is told what; outlives links, and belongs to the client."""
+
+    def __init__(self) -> None:
+        self.reconnect: list[Callable[[str, str], None]] = []
+        self.push: list[Callable[[list[Reply]], None]] = []
+
+
+class Link:
+    """The way to one server from one event loop."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        config: RedisConfig,
+        availability: Availability,
+        listeners: Listeners,
+        elsewhere: Elsewhere,
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.endpoint = endpoint
+        self.where = endpoint.where
+        self.elsewhere = elsewhere
+        self.waiting: deque[Call] = deque()
+        self.availability = availability
+        self.generation = UNKNOWN_GENERATION
+        self.greeting: Greeting | None = None
+        self.error: ForzeError | None = None
+        self.connection = Connection(self, self.loop, config.max_in_flight)
+        self._config = config
+        self._pool: Redis | None = None
+        self._silence = seconds(config.socket_timeout)
+        self._listeners = listeners
+        self._wake = asyncio.Event()
+        self._first: asyncio.Future[None] = self.loop.create_future()
+        self._timer: asyncio.TimerHandle | None = None
+        self._heard = self._due = 0.0
+        self.retired = False
+        self._task = self.loop.create_task(
+            self._run(), name=f"forze-redis {self.where}", context=contextvars.Context()
+        )
+
+    @property
+    def redis(self) -> Redis:
+        """The redis-py client beside the connection, made at first use."""
+        if self._pool is None:
+            self._pool = open_pool(self.endpoint, self._config)
+        return self._pool
+
+    async def first_attempt(self) -> None:
+        """Wait for the outcome of the first attempt to connect; raises its error."""
+        await asyncio.shield(self._first)
+
+    async def close(self) -> None:
+        """Let calls in flight be answered for a second, then close."""
+        connection = self.connection
+        self.retired = True
+        connection.retire()
+        if connection.open:
+            await asyncio.wait([connection.closed], timeout=_CLOSE_SECONDS)
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        self._fail_waiting("the client was closed")
+        if connection.attached:
+            await asyncio.wait([connection.closed], timeout=_CLOSE_SECONDS)
+
+    def abandon(self) -> None:
+        """Give up everything at once, from within the loop."""
+        self.retired = True
+        self._task.cancel()
+        self._fail_waiting("the client moved to another event loop")
+
+    def refused(self) -> asyncio.Future[Reply]:
+        """The future of a call that is not attempted while the server is away."""
+        future: asyncio.Future[Reply] = self.loop.create_future()
+        future.set_exception(
+            BackendUnavailable(
+                f"Redis at {self.where} is away since {self.availability.since:%H:%M:%S} UTC "
+                f"({self.error or 'it does not answer'}); the call was not attempted",
+                backend=BACKEND,
+            )
+        )
+        return future
+
+    def watch(self) -> None:
+        """Start sweeping, if that is not under way."""
+        if self._timer is None:
+            self._heard = monotonic()
+            self._arm()
+
+    def pushed(self, message: list[Reply]) -> None:
+        """Hand a push message to those who listen."""
+        for listener in self._listeners.push:
+            _shielded(listener, message)
+
+    def lost(self, connection: Connection) -> None:
+        """Note that the connection is gone."""
+        if connection is self.connection and not self.retired:
+            self.availability.lost()
+            self._wake.set()
+
+    async def _run(self) -> None:
+        attempts = 0
+        try:
+            while not self.retired:
+                try:
+                    await self._open()
+                except ConfigurationError as error:
+                    self._failed(error)
+                    await asyncio.sleep(_REFUSED_SECONDS)
+                    continue
+                except BackendError as error:
+                    self._failed(error)
+                else:
+                    standing = monotonic()
+                    await self._stand()
+                    if monotonic() - standing > _STANDING_SECONDS:
+                        attempts = 0
+                await asyncio.sleep(backoff(attempts, random.random()))
+                attempts += 1
+        finally:
+            self.retired = True
+            self.connection.lose()
+            if self._pool is not None:
+                await self._pool.aclose(close_connection_pool=True)
+
+    async def _open(self) -> None:
+        connection = Connection(self, self.loop, self._config.max_in_flight)
+        timeout = seconds(self._config.connect_timeout)
+        self.connection = connection
+        try:
+            async with asyncio.timeout(timeout):
+                await self._dial(connection)
+                greeting = await shake_hands(
+                    connection, self.endpoint, self._config.client_name, timeout
+                )
+        except TimeoutError as error:
+            connection.lose()
+            raise self._unreachable(f"did not answer within {timeout:g} s") from error
+        except (OSError, UnicodeError) as error:
+            connection.lose()
+            why = getattr(error, "strerror", None) or error
+            raise self._unreachable(f"cannot be reached ({why})") from error
+        except BaseException:
+            connection.lose()
+            raise
+        if not connection.open:
+            raise gone(self.where, "the connection was lost while opening", "none")
+        self.error = None
+        self.greeting = greeting
+        connection.begin()
+        self._settle(greeting.generation, reconnected=True)
+        connection.admit()
+        if not self._first.done():
+            self._first.set_result(None)
+
+    async def _dial(self, connection: Connection) -> None:
+        endpoint, context = self.endpoint, self.endpoint.ssl_context()
+        if endpoint.path is not None:
+            await self.loop.create_unix_connection(lambda: connection, endpoint.path)
+            return
+        await self.loop.create_connection(
+            lambda: connection,
+            endpoint.host,
+            endpoint.port,
+            ssl=context,
+            server_hostname=endpoint.host if context is not None else None,
+        )
+        connection.tune(keepalive=self._config.keepalive)
+
+    async def _stand(self) -> None:
+        """Watch over the connection until it is lost."""
+        connection = self.connection
+        heartbeat = seconds(self._config.heartbeat)
+        while connection.open:
+            away = self.availability.away
+            pause = random.uniform(*_PROBE_SECONDS) if away else heartbeat
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(pause):
+                    await self._wake.wait()
+            except TimeoutError:
+                await (self._probe(connection) if away else self._beat(connection))
+
+    async def _beat(self, connection: Connection) -> None:
+        try:
+            info = await connection.ask(INFO_REPLICATION, seconds(self._config.socket_timeout))
+        except ForzeError:
+            return  # not permitted: the answer was a sign of life; late: the sweep saw to it
+        self._settle(generation_of(info) or UNKNOWN_GENERATION, reconnected=False)
+
+    async def _probe(self, connection: Connection) -> None:
+        """Ask until an answer comes in time; a late one says that the next may be in time."""
+        budget, silence = seconds(self._config.cache_timeout), self._silence
+        try:
+            asked = monotonic()
+            await connection.ask(_PING, silence)
+            if monotonic() - asked > budget:
+                asked = monotonic()
+                await connection.ask(_PING, silence)
+        except ForzeError:
+            return
+        if monotonic() - asked <= budget and connection.open:
+            self._restore()
+
+    def _settle(self, generation: str, *, reconnected: bool) -> None:
+        """Take note of the generation; tell those who must know before anything is served."""
+        old, self.generation = self.generation, generation
+        if reconnected or old != generation:
+            for callback in self._listeners.reconnect:
+                _shielded(callback, old, generation)
+        if reconnected:
+            self._restore()
+
+    def _restore(self) -> None:
+        for callback in self.availability.restored():
+            _shielded(callback)
+
+    def _failed(self, error: ForzeError) -> None:
+        self.error = error
+        self.availability.lost()
+        if not self._first.done():
+            self._first.set_exception(error)
+            self._first.exception()  # not every client waits for it
+        if isinstance(error, ConfigurationError):
+            self._fail_waiting(error)
+
+    def _unreachable(self, why: str) -> BackendUnavailable:
+        return BackendUnavailable(
+            f"Redis at {self.where} {why}; is the server running, and is the DSN right?",
+            backend=BACKEND,
+        )
+
+    def _arm(self) -> None:
+        self._due = monotonic() + _SWEEP_SECONDS
+        self._timer = self.loop.call_later(
+            _SWEEP_SECONDS, self._sweep, context=contextvars.Context()
+        )
+
+    def _sweep(self) -> None:
+        self._timer = None
+        now, connection, availability = monotonic(), self.connection, self.availability
+        if connection.received:
+            connection.received, self._heard = False, now
+        if connection.resolved:
+            connection.resolved = False
+            availability.answered()
+        if now - self._due < _STALL_SECONDS:  # else our loop stood still, not the server
+            expired = connection.expire(now)
+            self._expire_waiting(now)
+            if expired and availability.unanswered(expired):
+                self._wake.set()
+            overdue = connection.overdue_since
+            if overdue is not None and overdue < now and now - self._heard > self._silence:
+                connection.lose()
+        if connection.in_flight or self.waiting:
+            self._arm()
+
+    def _expire_waiting(self, now: float) -> None:
+        kept: deque[Call] = deque()
+        for call in self.waiting:
+            future, deadline, _ = call
+            if future is None or future.done():
+                continue
+            if deadline > now:
+                kept.append(call)
+            elif self.connection.open:
+                future.set_exception(late(self.where, "none"))
+            else:
+                future.set_exception(self._not_connected())
+        self.waiting.clear()
+        self.waiting.extend(kept)
+
+    def _not_connected(self) -> BackendUnavailable:
+        because = f": {self.error}" if self.error else ""
+        return gone(self.where, f"there is no connection{because}", "none")
+
+    def _fail_waiting(self, why: str | ForzeError) -> None:
+        for future, _, _ in self.waiting:
+            if future is not None and not future.done():
+                error = (
+                    why.again() if isinstance(why, ForzeError) else gone(self.where, why, "none")
+                )
+                future.set_exception(error)
+        self.waiting.clear()
+
+
+def backoff(attempts: int, dice: float) -> float:
+    """Seconds before attempt ``attempts + 1``: doubling from 50 ms to 2 s, jittered by half."""
+    shortest, longest = _BACKOFF_SECONDS
+    return min(longest, shortest * 2.0 ** min(attempts, 10)) * (0.5 + dice / 2)
+
+
+def _shielded(callback: Callable[..., None], *args: Any) -> None:
+    """A listener that raises is reported, and hurts nobody else."""
+    try:
+        callback(*args)
+    except Exception:
+        _log.exception("a listener of the Redis connection failed")

@@ -1,0 +1,129 @@
+"""The redis-py side: one bounded pool for everything that does not belong on the shared wire.
+
+Values above :data:`LARGE_BYTES` go through it, so that they hold up nobody else, and
+``client.redis`` is it. Nothing is retried behind the caller's back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from redis import exceptions as driver
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from forze.errors import (
+    BackendCorrupt,
+    BackendTimeout,
+    BackendUnavailable,
+    ForzeError,
+    ValidationError,
+)
+from forze_redis.wire.config import RedisConfig, seconds
+from forze_redis.wire.connection import Reply
+from forze_redis.wire.dsn import Endpoint
+from forze_redis.wire.replies import BACKEND, error_from_reply
+from forze_redis.wire.scripts import in_full
+
+LARGE_BYTES = 256 * 1024
+
+# redis-py cuts off a reply's first word when it makes one of these of it. The derived
+# classes stand before those they derive from.
+_WORDS: tuple[tuple[type[Exception], str], ...] = (
+    (driver.NoScriptError, "NOSCRIPT"),
+    (driver.OutOfMemoryError, "OOM"),
+    (driver.ReadOnlyError, "READONLY"),
+    (driver.NoPermissionError, "NOPERM"),
+    (driver.BusyLoadingError, "LOADING"),
+    (driver.AuthenticationError, "WRONGPASS"),
+    (driver.AuthorizationError, "NOPERM"),
+    (driver.MovedError, "MOVED"),
+    (driver.AskError, "ASK"),
+    (driver.TryAgainError, "TRYAGAIN"),
+    (driver.MasterDownError, "MASTERDOWN"),
+    (driver.ClusterDownError, "CLUSTERDOWN"),
+)
+
+
+def open_pool(endpoint: Endpoint, config: RedisConfig) -> Redis:
+    """A redis-py client whose connections, with the shared one, stay within ``max_size``."""
+    place: dict[str, Any] = {"host": endpoint.host, "port": endpoint.port}
+    connection_class: Any = Connection
+    if endpoint.path is not None:
+        place, connection_class = {"path": endpoint.path}, UnixDomainSocketConnection
+    else:
+        place["socket_keepalive"] = config.keepalive
+    if endpoint.tls is not None:
+        place |= endpoint.tls
+        connection_class = SSLConnection
+    timeout = seconds(config.socket_timeout)
+    return Redis(
+        connection_pool=BlockingConnectionPool(
+            connection_class=connection_class,
+            max_connections=config.max_size - 1,
+            timeout=timeout,
+            db=endpoint.db,
+            username=endpoint.username,
+            password=endpoint.password,
+            client_name=config.client_name,
+            socket_timeout=timeout,
+            socket_connect_timeout=seconds(config.connect_timeout),
+            retry=Retry(NoBackoff(), 0),
+            **place,
+        )
+    )
+
+
+async def execute(redis: Redis, packed: bytes, timeout: float, where: str) -> Reply:
+    """Send a packed command on a connection of the pool; errors are ours."""
+    try:
+        async with asyncio.timeout(timeout):
+            connection = await redis.connection_pool.get_connection()  # type: ignore[no-untyped-call]
+            try:
+                await connection.send_packed_command(packed)
+                try:
+                    return await connection.read_response()
+                except driver.NoScriptError:
+                    full = in_full(packed)
+                    if full is None:
+                        raise
+                    await connection.send_packed_command(full)
+                    return await connection.read_response()
+            finally:
+                await redis.connection_pool.release(connection)
+    except Exception as error:
+        raise error_from_driver(error, where) from error
+
+
+def error_from_driver(error: Exception, where: str) -> ForzeError:
+    """The error of ours for whatever redis-py or the socket below it raised."""
+    if isinstance(error, ForzeError):
+        return error
+    for kind, word in _WORDS:
+        if isinstance(error, kind):
+            text = str(error)
+            return error_from_reply(text if text.startswith(word) else f"{word} {text}", where)
+    if isinstance(error, (driver.TimeoutError, TimeoutError)):
+        return BackendTimeout(
+            f"Redis at {where} did not answer in time; it may have executed the command. Look at "
+            "its load and at the network, or allow more time (RedisConfig.socket_timeout)",
+            backend=BACKEND,
+            outcome="unknown",
+        )
+    if isinstance(error, (driver.ConnectionError, OSError)):
+        return BackendUnavailable(
+            f"Redis at {where}: the connection failed ({error}); the command may have been "
+            "executed. Is the server running?",
+            backend=BACKEND,
+            outcome="unknown",
+        )
+    if isinstance(error, driver.DataError):
+        return ValidationError(f"not an argument of a Redis command: {error}")
+    if isinstance(error, driver.ResponseError):
+        return error_from_reply(str(error), where)
+    return BackendCorrupt(
+        f"Redis at {where}: {type(error).__name__}: {error}", backend=BACKEND, outcome="unknown"
+    )

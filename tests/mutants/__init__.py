@@ -1,0 +1,1 @@
+"""Faults planted on purpose, each with the test that must notice."""
