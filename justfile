@@ -44,7 +44,7 @@ mutants *args: _setup
 
 # Explore every interleaving of the shipped protocol
 model *args: _setup
-    @{{ python }} -m tests.model "$@"
+    @{{ python }} -m tests.model.checker "$@"
 
 # Measure against redis-py and PostgreSQL, side by side (minutes)
 bench *args: _setup

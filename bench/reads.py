@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from itertools import count
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 import redis.asyncio
@@ -22,6 +22,7 @@ import uvloop
 from bench.counting import Sent, counted
 from bench.workload import CACHED, ProductRead, Servers, wired, zipf
 from forze.application.execution import ExecutionContext
+from forze.application.integrations.document.query import DocumentQuery
 
 CALLERS = (1, 32, 256)
 SUBJECTS = ("forze", "redis-py", "PostgreSQL")
@@ -93,13 +94,18 @@ async def _round(
                 order = [*SUBJECTS[turn % 3 :], *SUBJECTS[: turn % 3]]
                 for subject in order:
                     await _work(subjects[subject], keys, callers, seconds / 10)
-                    before = query.stats().collapsed
+                    before = _collapsed(query)
                     async with counted(watcher) as sent:
                         reads, elapsed = await _work(subjects[subject], keys, callers, seconds)
-                    collapsed = query.stats().collapsed - before
+                    collapsed = _collapsed(query) - before
                     visits[loop, subject, callers].append(
                         _visit(subject, reads, collapsed, elapsed, sent)
                     )
+
+
+def _collapsed(query: DocumentQuery[ProductRead]) -> int:
+    stats = query.stats()
+    return stats.collapsed if stats is not None else 0
 
 
 def _visit(subject: str, reads: int, collapsed: int, elapsed: float, sent: Sent) -> Visit:
@@ -134,14 +140,14 @@ def _bare_get(client: redis.asyncio.Redis) -> Read:
     decode = ProductRead.__pydantic_validator__.validate_json
 
     async def get(key: UUID) -> ProductRead:
-        return decode(await client.get(f"bench:bare:{key}"))  # type: ignore[no-any-return]
+        return decode(await client.get(f"bench:bare:{key}") or b"")  # type: ignore[no-any-return]
 
     return get
 
 
-def _uncached(query: Any) -> Read:
+def _uncached(query: DocumentQuery[ProductRead]) -> Read:
     async def get(key: UUID) -> ProductRead:
-        return await query.get(key, skip_cache=True)  # type: ignore[no-any-return]
+        return await query.get(key, skip_cache=True)
 
     return get
 

@@ -6,7 +6,7 @@ from copy import deepcopy
 from enum import Enum
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, SecretBytes, SecretStr, TypeAdapter
 
 _any: TypeAdapter[Any] = TypeAdapter(Any)
 
@@ -17,7 +17,7 @@ def columns_of(model: BaseModel) -> dict[str, Any]:
 
 
 def stored(value: Any) -> Any:
-    """``value`` as it is stored: models as dicts, enums as their values, all of it copied."""
+    """``value`` as it is stored: models as dicts, enums and secrets as their values, copied."""
     return _plain(_any.dump_python(value, round_trip=True, by_alias=False))
 
 
@@ -25,6 +25,8 @@ def _plain(value: Any) -> Any:
     match value:
         case Enum():
             return value.value
+        case SecretStr() | SecretBytes():
+            return value.get_secret_value()
         case dict():
             return {_plain(key): _plain(each) for key, each in value.items()}
         case list():

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 import pydantic
-from forze.application.integrations.document.filters import parse_filters, parse_sort
+from forze.application.integrations.document.filters import parse_after, parse_filters, parse_sort
 from pydantic import BaseModel
 
 from forze.application.contracts.document import (
@@ -104,7 +104,7 @@ class MemoryDocumentStore(Generic[R]):
     ) -> StoredPage[R]:
         tenant, holds = self._tenant(), self._matcher(filters)
         keys = parse_sort(self._read, sort)
-        start = None if after is None else [stored(each) for each in after]
+        start = None if after is None else stored(parse_after(self._read, keys, after))
         async with self._database.statement(self._table, writes=False) as statement:
             matching = [row for _, row in self._matching(statement, tenant, holds)]
             if start is not None:

@@ -1,8 +1,4 @@
-"""Filters, sort and keyset on stored columns, with the answers SQL gives.
-
-A comparison with a column that is null does not hold, whatever the operator; nulls come last
-in either direction.
-"""
+"""Filters, sort and keyset on stored columns; what they mean is said in ``filters``."""
 
 from __future__ import annotations
 
@@ -42,7 +38,9 @@ def matcher(conditions: Sequence[Condition]) -> Callable[[Columns], bool]:
 def _holds(value: Any, operation: str, operand: Any) -> bool:
     if operation == "is_null":
         return (value is None) is operand
-    return value is not None and _COMPARISONS[operation](value, operand)
+    if value is None:
+        return operation in ("ne", "not_in")
+    return _COMPARISONS[operation](value, operand)
 
 
 def order(keys: Sequence[SortKey]) -> Callable[[Columns], Any]:

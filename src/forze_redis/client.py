@@ -213,8 +213,10 @@ class RedisClient:
         self._availability.on_recovery(callback)
 
     def on_reconnect(self, callback: Callable[[str, str], None]) -> None:
-        """Call back with the old and the new generation after each connect, the first included, before
-        :meth:`on_recovery`, and whenever the generation changes on a standing connection."""
+        """Call back with the old and the new generation after each connect, the first included.
+
+        Before :meth:`on_recovery`; also when the generation changes on a standing connection.
+        """
         self._listeners.reconnect.append(callback)
 
     def on_push(self, callback: Callable[[list[Any]], None]) -> None:

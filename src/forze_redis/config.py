@@ -30,9 +30,8 @@ class RedisCacheConfig:
     max_value_bytes: int = MIB
 
     def __post_init__(self) -> None:
-        if not callable(self.namespace) and (
-            not isinstance(self.namespace, str) or not self.namespace
-        ):
+        namespace: object = self.namespace
+        if not callable(namespace) and (not isinstance(namespace, str) or not namespace):
             raise ConfigurationError(
                 f"RedisCacheConfig: namespace must be text that is not empty (or a function of "
                 f"the tenant), not {self.namespace!r}",

@@ -72,7 +72,7 @@ class CacheKeys:
 
     def _dynamic(self, tenant: str) -> str:
         assert callable(self._namespace)
-        namespace = self._namespace(tenant)
+        namespace: object = self._namespace(tenant)
         if not isinstance(namespace, str) or not namespace:
             raise ConfigurationError(
                 f"{self._resource}: the namespace for tenant {tenant!r} is {namespace!r}; "

@@ -77,7 +77,9 @@ def _asserts(node: ast.AST) -> bool:
             return True
         if isinstance(each, ast.Call):
             name = ast.unparse(each.func)
-            if re.search(r"\braises\b|\bfail\b|(^|[._])(assert|check|expect|must|run)", name):
+            if re.search(
+                r"\braises\b|\bfail\b|(^|[._])(assert|check|expect|must|run|until|eventually)", name
+            ):
                 return True
     return False
 

@@ -4,15 +4,59 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from types import FrameType
 from typing import Any
 
-from tests.architecture.application import ITEMS, ItemCreate, replicas
+import pytest
 from tests.architecture.tree import ROOT
+
+from forze.application.contracts.cache import CacheSpec
+from forze.application.contracts.document import DocumentSpec, DocumentWriteTypes
+from forze.application.execution import (
+    DepsPlan,
+    ExecutionContext,
+    ExecutionRuntime,
+    LifecyclePlan,
+)
+from forze.domain.models import CreateDocumentCmd, Document, ReadDocument
+from forze_memory import MemoryDepsModule
+from forze_redis import RedisClient, RedisDepsModule, redis_lifecycle_step
 
 FILES_PER_HIT = 6
 CALLS_PER_HIT = 12
+
+
+class Item(Document):
+    name: str
+
+
+class ItemCreate(CreateDocumentCmd):
+    name: str
+
+
+class ItemRead(ReadDocument):
+    name: str
+
+
+ITEMS = DocumentSpec[ItemRead, ItemCreate, Any](
+    name="items",
+    read=ItemRead,
+    write=DocumentWriteTypes(domain=Item, create_cmd=ItemCreate),
+    cache=CacheSpec(name="items"),
+)
+
+
+@pytest.fixture
+async def ctx(valkey_dsn: str) -> AsyncIterator[ExecutionContext]:
+    """Documents in process, cached over the wire."""
+    redis = RedisDepsModule(client=RedisClient(), caches={"items": {"namespace": "app:items"}})
+    runtime = ExecutionRuntime(
+        deps=DepsPlan.from_modules(MemoryDepsModule(caches=()), redis),
+        lifecycle=LifecyclePlan.from_steps(redis_lifecycle_step(dsn=valkey_dsn)),
+    )
+    async with runtime.scope() as context:
+        yield context
 
 
 class Trace:
@@ -35,36 +79,37 @@ class Trace:
         return {each.partition(":")[0] for each in self.calls}
 
 
-async def test_a_hit_crosses_few_files_and_few_calls(valkey_dsn: str) -> None:
-    async with replicas(1, valkey_dsn) as (ctx,):
-        query = ctx.document.query(ITEMS)
-        item = await ctx.document.command(ITEMS).create(ItemCreate(name="a"))
-        for _ in range(3):
-            await query.get(item.id)
-        await asyncio.sleep(0)
-        hits, trace = query.stats().hits, Trace()
-        sys.setprofile(trace)
-        try:
-            found = await query.get(item.id)
-        finally:
-            sys.setprofile(None)
-        assert found.name == "a"
-        assert query.stats().hits == hits + 1
-        assert any("wire" in each for each in trace.files), "the hit came from nowhere near Redis"
-        story = "\n".join(trace.calls)
-        assert len(trace.files) <= FILES_PER_HIT, story
-        assert len(trace.calls) <= CALLS_PER_HIT, story
+async def test_a_hit_crosses_few_files_and_few_calls(ctx: ExecutionContext) -> None:
+    query = ctx.document.query(ITEMS)
+    item = await ctx.document.command(ITEMS).create(ItemCreate(name="a"))
+    for _ in range(3):
+        await query.get(item.id)
+    await asyncio.sleep(0)
+    before, trace = query.stats(), Trace()
+    sys.setprofile(trace)
+    try:
+        found = await query.get(item.id)
+    finally:
+        sys.setprofile(None)
+    assert found.name == "a"
+    after = query.stats()
+    assert before is not None
+    assert after is not None
+    assert after.hits == before.hits + 1
+    assert any("wire" in each for each in trace.files), "the hit came from nowhere near Redis"
+    story = "\n".join(trace.calls)
+    assert len(trace.files) <= FILES_PER_HIT, story
+    assert len(trace.calls) <= CALLS_PER_HIT, story
 
 
-async def test_resolving_a_port_again_is_a_lookup(valkey_dsn: str) -> None:
-    async with replicas(1, valkey_dsn) as (ctx,):
-        query = ctx.document.query(ITEMS)
-        trace = Trace()
-        sys.setprofile(trace)
-        try:
-            again = ctx.document.query(ITEMS)
-        finally:
-            sys.setprofile(None)
-        assert again is query
-        assert ctx.doc_query(ITEMS) is query
-        assert len(trace.calls) == 1, trace.calls
+async def test_resolving_a_port_again_is_a_lookup(ctx: ExecutionContext) -> None:
+    query = ctx.document.query(ITEMS)
+    trace = Trace()
+    sys.setprofile(trace)
+    try:
+        again = ctx.document.query(ITEMS)
+    finally:
+        sys.setprofile(None)
+    assert again is query
+    assert ctx.doc_query(ITEMS) is query
+    assert len(trace.calls) == 1, trace.calls

@@ -7,30 +7,14 @@ the world is looked at afterwards.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
 import pytest
+from tests.faults.world import Replica, script, state
 
 from forze.testing.servers import ValkeyServer
 from forze_redis import cache as scripts
-from tests.faults.test_races import state
-from tests.faults.world import Replica, replica, script, table
-
-
-@pytest.fixture
-async def database(postgres_dsn: str) -> AsyncIterator[asyncpg.Connection[Any]]:
-    async with table(postgres_dsn) as connection:
-        yield connection
-
-
-@pytest.fixture
-async def one(
-    database: asyncpg.Connection[Any], postgres_dsn: str, valkey: ValkeyServer, valkey_dsn: str
-) -> AsyncIterator[Replica]:
-    async with replica(postgres_dsn, valkey.port) as only:
-        yield only
 
 
 async def cancel(task: asyncio.Task[Any]) -> None:

@@ -4,34 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
 import pytest
+from tests.faults.world import POINTER, Replica, replica, script, state
 
 from forze.errors import BackendUnavailable
 from forze.testing.servers import RespServer, ValkeyServer
+from forze_postgres import PostgresConfig
 from forze_redis import cache as scripts
-from tests.faults.test_races import state
-from tests.faults.world import Replica, replica, script, table
 
 BUDGET_SECONDS = 1.5
-
-
-@pytest.fixture
-async def database(postgres_dsn: str) -> AsyncIterator[asyncpg.Connection[Any]]:
-    async with table(postgres_dsn) as connection:
-        yield connection
-
-
-@pytest.fixture
-async def pair(
-    database: asyncpg.Connection[Any], postgres_dsn: str, own_redis_server: RespServer
-) -> AsyncIterator[tuple[Replica, Replica]]:
-    port = own_redis_server.port
-    async with replica(postgres_dsn, port) as a, replica(postgres_dsn, port) as b:
-        yield a, b
 
 
 async def recovered(*replicas: Replica) -> None:
@@ -42,9 +26,11 @@ async def recovered(*replicas: Replica) -> None:
                 await asyncio.sleep(0.02)
 
 
-async def test_paused_server(pair: tuple[Replica, Replica], own_redis_server: RespServer) -> None:
+async def test_paused_server(
+    own_pair: tuple[Replica, Replica], own_redis_server: RespServer
+) -> None:
     """P4: nothing fails, nothing takes longer than the budget, and it comes back by itself."""
-    a, b = pair
+    a, b = own_pair
     product = await a.create(price=10)
     assert await a.price(product) == await b.price(product) == 10
     own_redis_server.pause()
@@ -72,10 +58,10 @@ async def test_paused_server(pair: tuple[Replica, Replica], own_redis_server: Re
 
 @pytest.mark.parametrize("keep_data", [False, True], ids=["empty", "with its data"])
 async def test_killed_and_restarted(
-    pair: tuple[Replica, Replica], own_redis_server: RespServer, keep_data: bool
+    own_pair: tuple[Replica, Replica], own_redis_server: RespServer, keep_data: bool
 ) -> None:
     """P3: after a restart the cache is cold, not wrong, whatever snapshot it starts from."""
-    a, b = pair
+    a, b = own_pair
     product = await a.create(price=10)
     assert await b.price(product) == 10
     if keep_data:
@@ -89,10 +75,10 @@ async def test_killed_and_restarted(
 
 
 async def test_killed_between_intent_and_done(
-    pair: tuple[Replica, Replica], own_redis_server: RespServer
+    own_pair: tuple[Replica, Replica], own_redis_server: RespServer
 ) -> None:
     """P4: the write proceeds, its key is bypassed here, and invalidated when it is back."""
-    a, b = pair
+    a, b = own_pair
     product = await a.create(price=10)
     async with a.ctx.transaction("products"):
         product = await a.reprice(product, 12)
@@ -108,10 +94,10 @@ async def test_killed_between_intent_and_done(
 
 
 async def test_the_journal_is_told_before_the_key_is_read_again(
-    pair: tuple[Replica, Replica], own_redis_server: RespServer
+    own_pair: tuple[Replica, Replica], own_redis_server: RespServer
 ) -> None:
     """P4: an old value that survived the outage is not served to the process that replaced it."""
-    a, b = pair
+    a, b = own_pair
     product = await a.create(price=10)
     assert await b.price(product) == 10
     a.proxy.refuse()
@@ -119,7 +105,7 @@ async def test_the_journal_is_told_before_the_key_is_read_again(
     product = await a.reprice(product, 12)
     assert await b.price(product) == 10, "documented: others may be stale until the outage ends"
     invalidation = a.proxy.hold_request(script(scripts.DONE))
-    a.proxy.accept()
+    await a.proxy.accept()
     await invalidation.seen()
     assert await a.price(product) == 12
     invalidation.release()
@@ -172,6 +158,23 @@ async def test_down_at_start(
             pass
 
 
+async def test_a_value_of_another_generation_is_not_there(
+    database: asyncpg.Connection[Any], postgres_dsn: str, own_redis_server: RespServer
+) -> None:
+    """P3: a value another server generation left behind is not served."""
+    async with replica(postgres_dsn, own_redis_server.port) as a:
+        product = await a.create(price=10)
+        await a.price(product)
+        pointer = state(own_redis_server, product)
+        assert pointer is not None
+        own_redis_server.ask(
+            "SET", POINTER + str(product.id), b"Vfffffff0" + pointer[9:], "PX", 60_000
+        )
+        assert await a.price(product) == 10
+        assert a.stats.hits == 0
+        assert state(own_redis_server, product) == pointer
+
+
 async def test_an_undecodable_body_is_a_miss(
     database: asyncpg.Connection[Any], postgres_dsn: str, own_valkey: ValkeyServer
 ) -> None:
@@ -192,8 +195,6 @@ async def test_500_readers_and_a_small_pool(
     database: asyncpg.Connection[Any], postgres_dsn: str, own_valkey: ValkeyServer
 ) -> None:
     """Concurrent misses collapse to one load; distinct ones wait for the pool, none fails."""
-    from forze_postgres import PostgresConfig
-
     small = PostgresConfig(min_size=1, max_size=2)
     async with replica(postgres_dsn, own_valkey.port, postgres=small) as a:
         one = await a.create(price=10)

@@ -8,42 +8,24 @@ lets go. What must hold: a read that starts after an acknowledgement sees it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
 import pytest
+from tests.faults.world import (
+    POINTER,
+    ProductCreate,
+    ProductUpdate,
+    Replica,
+    script,
+    state,
+)
 
 from forze.errors import ConflictError, NotFoundError
 from forze.testing.servers import RespServer
 from forze_redis import cache as scripts
-from tests.faults.world import POINTER, ProductUpdate, Replica, replica, script, table
 
 Pair = tuple[Replica, Replica]
-
-
-@pytest.fixture
-async def database(postgres_dsn: str) -> AsyncIterator[asyncpg.Connection[Any]]:
-    async with table(postgres_dsn) as connection:
-        yield connection
-
-
-@pytest.fixture
-async def pair(
-    database: asyncpg.Connection[Any], postgres_dsn: str, redis_server: RespServer, redis_dsn: str
-) -> AsyncIterator[Pair]:
-    async with (
-        replica(postgres_dsn, redis_server.port) as a,
-        replica(postgres_dsn, redis_server.port) as b,
-    ):
-        yield a, b
-
-
-def state(server: RespServer, product: Any) -> bytes | None:
-    """The raw pointer."""
-    raw = server.ask("GET", POINTER + str(product.id))
-    assert raw is None or isinstance(raw, bytes)
-    return raw
 
 
 async def test_slow_reader_against_update(pair: Pair, redis_server: RespServer) -> None:
@@ -266,9 +248,7 @@ async def test_an_unknown_document_gives_the_lease_back(
         await a.query.get(product.id)
     while state(redis_server, product) is not None:
         await asyncio.sleep(0.005)
-    again = await b.docs.create(
-        type(b).create.__globals__["ProductCreate"](id=product.id, name="Again", price=7)
-    )
+    again = await b.docs.create(ProductCreate(id=product.id, name="Again", price=7))
     assert await a.price(again) == 7
 
 
@@ -278,8 +258,6 @@ async def test_kill_and_create_with_the_same_id(pair: Pair) -> None:
     product = await b.create(price=10)
     assert await a.price(product) == 10
     await b.docs.kill(product.id)
-    from tests.faults.world import ProductCreate
-
     await b.docs.create(ProductCreate(id=product.id, name="Again", price=7))
     assert await a.price(product) == 7
     with pytest.raises(ConflictError):

@@ -6,7 +6,7 @@ command or its reply at the very moment that matters; rows are held in the datab
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +24,8 @@ from forze.application.execution import (
 from forze.application.integrations.document.stats import CacheStats
 from forze.domain.models import BaseDTO, CreateDocumentCmd, Document, ReadDocument
 from forze.testing.proxy import RespProxy
+from forze.testing.proxy import script as script
+from forze.testing.servers import RespServer
 from forze_postgres import (
     PostgresClient,
     PostgresConfig,
@@ -131,7 +133,7 @@ async def replica(
     """A replica, running, its Redis connections through a proxy of its own."""
     pg, client = PostgresClient(), RedisClient()
     async with AsyncExitStack() as stack:
-        proxy = await stack.enter_async_context(RespProxy("127.0.0.1", redis_port))
+        proxy = await stack.enter_async_context(RespProxy(redis_port))
         runtime = ExecutionRuntime(
             deps=DepsRegistry.from_modules(
                 PostgresDepsModule(
@@ -170,10 +172,8 @@ async def table(postgres_dsn: str) -> AsyncIterator[asyncpg.Connection[Any]]:
         await connection.close()
 
 
-Match = Callable[[list[bytes]], bool]
-
-
-def script(source: Any) -> Match:
-    """Matches a call of one script, by digest or in full."""
-    names = {source.sha1.encode(), source.source.encode()}
-    return lambda command: command[0].upper() in (b"EVALSHA", b"EVAL") and command[1] in names
+def state(server: RespServer, product: ProductRead) -> bytes | None:
+    """The raw pointer of a product."""
+    raw = server.ask("GET", POINTER + str(product.id))
+    assert raw is None or isinstance(raw, bytes)
+    return raw

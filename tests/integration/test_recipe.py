@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,11 +23,13 @@ RECIPE = Path(__file__).parents[2] / "examples" / "recipes" / "cache_reads"
 
 
 @contextmanager
-def _started(tmp_path: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
+def _started(
+    tmp_path: Path, *, stdout: int = subprocess.PIPE, **environment: str
+) -> Iterator[subprocess.Popen[str]]:
     """The recipe as a process whose temporary files are all in ``tmp_path``."""
     process = subprocess.Popen(
         [sys.executable, "-u", "-W", "error", str(RECIPE / "main.py")],
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
         env={
@@ -92,18 +96,32 @@ def test_it_tells_the_story_and_leaves_nothing(open_tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("seen", ["PostgreSQL:", "create"])
-def test_interrupted_it_tears_down(open_tmp_path: Path, number: signal.Signals, seen: str) -> None:
-    with _started(open_tmp_path) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith(seen):
-                break
+@pytest.mark.parametrize(("seen", "room"), [(30, 60), (240, 320)], ids=["before", "amid the story"])
+def test_interrupted_it_tears_down(
+    open_tmp_path: Path, number: signal.Signals, seen: int, room: int
+) -> None:
+    """Its standard output is a pipe with too little room for the story: it cannot end first."""
+    read_end, write_end = os.pipe()
+    size = fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(write_end, b"." * (size - room))
+    with _started(open_tmp_path, stdout=write_end) as process, open(read_end, "rb") as output:
+        os.close(write_end)
+        deadline = time.monotonic() + 60
+        while _unread(read_end) < size - room + seen:
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
         process.send_signal(number)
-        output, errors = process.communicate(timeout=30)
-    assert process.returncode == 128 + number, output + errors
+        printed = output.read().decode()
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + number, printed + errors
     assert errors == ""
+    assert "torn down" in printed
     assert _left_behind(open_tmp_path) == []
+
+
+def _unread(pipe: int) -> int:
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def test_failing_it_says_why_and_tears_down(open_tmp_path: Path) -> None:

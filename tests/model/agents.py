@@ -11,15 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from forze.application.integrations.document.protocol import (
-    GENERATION_CHARS,
-    Intent,
-    Lease,
-    Pointer,
-    Read,
-    Value,
-    lower,
-)
 from tests.model.state import (
     LAPSED,
     LIVE,
@@ -34,6 +25,16 @@ from tests.model.state import (
     Writer,
     Writing,
     tag,
+)
+
+from forze.application.integrations.document.protocol import (
+    GENERATION_CHARS,
+    Intent,
+    Lease,
+    Pointer,
+    Read,
+    Value,
+    lower,
 )
 
 
@@ -91,7 +92,9 @@ def reader_token(index: int) -> str:
 # Writers
 
 
-def writer_moves(setting: Setting, index: int, writer: Writer, world: World) -> Iterator[WriterMove]:
+def writer_moves(
+    setting: Setting, index: int, writer: Writer, world: World
+) -> Iterator[WriterMove]:
     """Intent, renewals, COMMIT or ROLLBACK, done, acknowledgement; or death at any point."""
     yield from _time_passes(setting, writer, world)
     yield from _announcing(setting, index, writer, world)
@@ -112,9 +115,7 @@ def _time_passes(setting: Setting, writer: Writer, world: World) -> Iterator[Wri
         yield WriterMove(label, world, replace(writer, clock=later))
 
 
-def _announcing(
-    setting: Setting, index: int, writer: Writer, world: World
-) -> Iterator[WriterMove]:
+def _announcing(setting: Setting, index: int, writer: Writer, world: World) -> Iterator[WriterMove]:
     announced = setting.transitions.intend(world.pointer, writer_token(index), LIVE, NOW)
     after = replace(world, pointer=announced)
     match writer.stage:
@@ -135,9 +136,7 @@ def _announcing(
         yield WriterMove("a late renewal arrives", after, replace(writer, lost=False))
 
 
-def _committing(
-    setting: Setting, index: int, writer: Writer, world: World
-) -> Iterator[WriterMove]:
+def _committing(setting: Setting, index: int, writer: Writer, world: World) -> Iterator[WriterMove]:
     committed = replace(world, db=world.db + 1)
     in_time = writer.clock <= writer.latest
     match writer.stage:
@@ -165,7 +164,9 @@ def _committing(
                 yield WriterMove(f"backend commits v{committed.db}", committed, dead)
             yield WriterMove("backend rolls back", world, Writer(Writing.DIED))
         case Writing.ABANDONED:
-            yield WriterMove(f"backend commits v{committed.db}", committed, Writer(Writing.FINISHED))
+            yield WriterMove(
+                f"backend commits v{committed.db}", committed, Writer(Writing.FINISHED)
+            )
         case _:
             pass
 
@@ -217,7 +218,9 @@ def _dying(writer: Writer, world: World) -> Iterator[WriterMove]:
 # Readers
 
 
-def reader_moves(setting: Setting, index: int, reader: Reader, world: World) -> Iterator[ReaderMove]:
+def reader_moves(
+    setting: Setting, index: int, reader: Reader, world: World
+) -> Iterator[ReaderMove]:
     """Probe; hit, or load and fill, or read the source and fill nothing."""
     match reader.stage:
         case Reading.IDLE:
@@ -273,9 +276,7 @@ def _generation(setting: Setting, reader: Reader, world: World) -> int:
     return reader.gen if setting.survives else world.gen
 
 
-def _probing(
-    setting: Setting, index: int, reader: Reader, world: World
-) -> Iterator[ReaderMove]:
+def _probing(setting: Setting, index: int, reader: Reader, world: World) -> Iterator[ReaderMove]:
     gen = _generation(setting, reader, world)
     known = tag(gen, reader.schema)
     probes = (reader_token(index), None) if setting.tokenless else (reader_token(index),)
@@ -300,23 +301,17 @@ def _probing(
             yield ReaderMove("leases, and the reply is lost", after, deaf)
 
 
-def _electing(
-    setting: Setting, index: int, reader: Reader, world: World
-) -> Iterator[ReaderMove]:
+def _electing(setting: Setting, index: int, reader: Reader, world: World) -> Iterator[ReaderMove]:
     gen = _generation(setting, reader, world)
     known = tag(gen, reader.schema)
-    pointer, won = setting.transitions.elect(
-        world.pointer, known, reader_token(index), LIVE, NOW
-    )
+    pointer, won = setting.transitions.elect(world.pointer, known, reader_token(index), LIVE, NOW)
     if won:
         holder = Reader(Reading.LOADING, reader.schema, gen=gen)
         move = ReaderMove("is elected to refresh", replace(world, pointer=pointer), holder)
         yield _guarded(setting, reader, world, move)
 
 
-def _loading(
-    setting: Setting, index: int, reader: Reader, world: World
-) -> Iterator[ReaderMove]:
+def _loading(setting: Setting, index: int, reader: Reader, world: World) -> Iterator[ReaderMove]:
     seen = reader.value if _reads_ahead(setting) else world.db
     yield ReaderMove(f"loads v{seen}", world, replace(reader, stage=Reading.LOADED, value=seen))
     if setting.nothing:
@@ -324,14 +319,10 @@ def _loading(
         yield ReaderMove(f"finds nothing as of v{seen}", world, nothing)
         after = replace(world, pointer=_give_back(setting, index, reader, world))
         failed = Reader(Reading.FINISHED, reader.schema)
-        yield _guarded(
-            setting, reader, world, ReaderMove("load fails, gives back", after, failed)
-        )
+        yield _guarded(setting, reader, world, ReaderMove("load fails, gives back", after, failed))
 
 
-def _renewing(
-    setting: Setting, index: int, reader: Reader, world: World
-) -> Iterator[ReaderMove]:
+def _renewing(setting: Setting, index: int, reader: Reader, world: World) -> Iterator[ReaderMove]:
     """As long as the query's answer has not come, executed as it may be."""
     known = tag(_generation(setting, reader, world), reader.schema)
     renewed = setting.transitions.renew(world.pointer, known, reader_token(index), LIVE, NOW)
@@ -340,9 +331,7 @@ def _renewing(
         yield _guarded(setting, reader, world, move)
 
 
-def _filling(
-    setting: Setting, index: int, reader: Reader, world: World
-) -> Iterator[ReaderMove]:
+def _filling(setting: Setting, index: int, reader: Reader, world: World) -> Iterator[ReaderMove]:
     gen = _generation(setting, reader, world)
     if gen != reader.gen:
         dropped = _fill_answered(replace(reader, stage=Reading.REFUSED), world)
@@ -509,9 +498,7 @@ def write_ids(pointer: Pointer) -> set[str]:
     return {each for each, _ in pointer.ids} if isinstance(pointer, Intent) else set()
 
 
-def _direct_values(
-    setting: Setting, world: World, writers: tuple[Writer, ...]
-) -> Iterator[Fault]:
+def _direct_values(setting: Setting, world: World, writers: tuple[Writer, ...]) -> Iterator[Fault]:
     own = tag(world.gen, "a")
     for version in range(world.db + 1):
         pointer, _ = setting.transitions.put(world.pointer, own, str(version), NOW)
@@ -522,4 +509,6 @@ def _direct_values(
             same = world.pointer.tag[:GENERATION_CHARS] == own[:GENERATION_CHARS]
             if same and lower(pointer.version, world.pointer.version):
                 wrong = f"LOWERED: v{version} was stored over v{world.pointer.version}"
-        yield Fault(f"v{version} is stored directly", replace(world, pointer=pointer), writers, wrong)
+        yield Fault(
+            f"v{version} is stored directly", replace(world, pointer=pointer), writers, wrong
+        )

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from tests.model.state import Setting, Slip, Transitions, generation
+
 from forze.application.integrations.document import protocol
 from forze.application.integrations.document.protocol import (
     INTENT_MS,
@@ -20,7 +22,6 @@ from forze.application.integrations.document.protocol import (
     lower,
     prune,
 )
-from tests.model.state import Setting, Slip, Transitions, generation
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +247,9 @@ MUTATIONS = (
     Mutation("renewal takes the pointer back", _wrong(SMALL, renew=renew_revives), "HIDDEN"),
     Mutation("renewal revives a lost lease", _wrong(SMALL, renew=renew_revives_if_absent), "STALE"),
     Mutation("lease kept after not-found", _wrong(LOADS, give_back=give_back_nothing), "RESIDUE"),
-    Mutation("give back without its token", _wrong(LOADS, give_back=give_back_everything), "HIDDEN"),
+    Mutation(
+        "give back without its token", _wrong(LOADS, give_back=give_back_everything), "HIDDEN"
+    ),
     Mutation("refresh hides the value", _wrong(REFRESH, elect=elect_by_lease), "HIDDEN"),
     Mutation("refresh elected over an intent", _wrong(REFRESH, elect=elect_over_absent), "STALE"),
     Mutation("intent keeps the lease", _wrong(SMALL, intend=intend_keeps_lease), "STALE"),
@@ -257,9 +260,13 @@ MUTATIONS = (
         _wrong(SMALL, intend=intend_counts, done=done_uncounts),
         "RESIDUE",
     ),
-    Mutation("done deletes another writer's intent", _wrong(SMALL, done=done_deletes_others), "STALE"),
+    Mutation(
+        "done deletes another writer's intent", _wrong(SMALL, done=done_deletes_others), "STALE"
+    ),
     Mutation("done trusts a lost intent", _wrong(SMALL, done=done_trusts_its_intent), "STALE"),
-    Mutation("done spares a lease (fill after kill)", _wrong(SMALL, done=done_spares_leases), "STALE"),
+    Mutation(
+        "done spares a lease (fill after kill)", _wrong(SMALL, done=done_spares_leases), "STALE"
+    ),
     Mutation("a lapse takes every id along", _wrong(SMALL, prune=prune_everything), "STALE"),
     Mutation("set_versioned over INTENT", _wrong(DIRECT, put=put_over_intent), "OVERWRITTEN"),
     Mutation("set_versioned lowers the version", _wrong(DIRECT, put=put_lowers), "LOWERED"),

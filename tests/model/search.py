@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Generic, TypeAlias, TypeVar
 
-from forze.application.integrations.document.protocol import Intent, Lease, Pointer, Value
 from tests.model.agents import (
     Fault,
     Join,
@@ -42,6 +41,8 @@ from tests.model.state import (
     generation,
     start,
 )
+
+from forze.application.integrations.document.protocol import Intent, Lease, Pointer, Value
 
 State: TypeAlias = tuple[int, ...]
 """The numbers of the world, of each writer, and of each reader."""
@@ -83,6 +84,7 @@ class Search:
         self._worlds: Numbering[World] = Numbering()
         self._writer: Numbering[Writer] = Numbering()
         self._reader: Numbering[Reader] = Numbering()
+        self.reached: dict[State, State | None] = {}  # each state, and the one before it
         self._first_reader = 1 + setting.writers
         # Per search, because the numbers are.
         self._writer_moves = cache(self._work_out_writer_moves)
@@ -98,9 +100,12 @@ class Search:
         """Every state that can be reached, or as far as the first one that is wrong."""
         began = time.perf_counter()
         first = self._canonical(self._start())
-        before: dict[State, State | None] = {first: None}
+        before = self.reached
+        before[first] = None
         todo = deque([first])
-        documented, wrong, trace = 0, None, ()
+        documented = 0
+        wrong: str | None = None
+        trace: tuple[str, ...] = ()
         while todo and wrong is None:
             state = todo.popleft()
             for successor, bad in self._successors(state):
@@ -111,7 +116,7 @@ class Search:
                     bad, leftover = self._check(reached)
                     documented += leftover
                 if bad is not None:
-                    wrong, trace = bad, self._retell(before, state, reached, bad)
+                    wrong, trace = bad, self._retell(state, reached, bad)
                     break
                 before[reached] = state
                 todo.append(reached)
@@ -233,7 +238,9 @@ class Search:
         if joining.stage is not Reading.IDLE or joining.schema != leading.schema:
             return None
         joined: Join | None = join(self.setting, leading, joining, self._worlds.records[world])
-        return joined and (self._reader(joined.leader), self._reader(joined.joiner))
+        if joined is None:
+            return None
+        return self._reader(joined.leader), self._reader(joined.joiner)
 
     def _work_out_faults(
         self, world: int, writers: tuple[int, ...]
@@ -270,16 +277,14 @@ class Search:
         """For each agent, how often its token stands in the pointer and in the replica's."""
         shared = self._worlds.records[world]
         now = _tokens(shared.pointer)
-        then = _tokens(shared.replica and shared.replica.pointer)
+        then = _tokens(shared.replica.pointer if shared.replica else None)
         agents = [
             *(writer_token(each) for each in range(self.setting.writers)),
             *(reader_token(each) for each in range(self.setting.readers)),
         ]
         return tuple(now.count(each) | then.count(each) << 8 for each in agents)
 
-    def _work_out_renamed(
-        self, world: int, order: tuple[int, ...], seats: tuple[int, ...]
-    ) -> int:
+    def _work_out_renamed(self, world: int, order: tuple[int, ...], seats: tuple[int, ...]) -> int:
         shared = self._worlds.records[world]
         names = {writer_token(old): writer_token(new) for new, old in enumerate(order)}
         names |= {reader_token(old): reader_token(new) for new, old in enumerate(seats)}
@@ -304,9 +309,7 @@ class Search:
             wrong = "STUCK: a follower waits for no flight"
         return wrong, documented
 
-    def _check_leftovers(
-        self, world: int, numbers: tuple[int, ...]
-    ) -> tuple[str | None, bool]:
+    def _check_leftovers(self, world: int, numbers: tuple[int, ...]) -> tuple[str | None, bool]:
         """Nothing outlives its writers but what is documented."""
         shared = self._worlds.records[world]
         writers = [self._writer.records[each] for each in numbers]
@@ -348,15 +351,13 @@ class Search:
 
     # Telling how it came about
 
-    def _retell(
-        self, before: dict[State, State | None], last: State, reached: State, wrong: str
-    ) -> tuple[str, ...]:
+    def _retell(self, last: State, reached: State, wrong: str) -> tuple[str, ...]:
         """The labels of the way to ``reached``, told from the start so that names stay."""
         way = [reached]
         at: State | None = last
         while at is not None:
             way.append(at)
-            at = before[at]
+            at = self.reached[at]
         told: list[str] = []
         state = self._start()
         for wanted in way[-2::-1]:

@@ -1,4 +1,4 @@
-"""Plants every fault of ``mutants.toml`` in a copy of the sources and runs the test named beside it.
+"""Plants each fault of ``mutants.toml`` in a copy of the sources and runs the test beside it.
 
 ::
 

@@ -6,6 +6,7 @@
 ``scripts``               Lua scripts and their digests
 ``connection``            one socket: calls out, replies in, in order
 ``handshake``             what is asked of a server before it is used
+``pool``                  redis-py, for what does not belong on the shared socket
 ``availability``          is the server away? the breaker of the cache path
 ``link``                  a connection that comes back
 ========================  ======================================================

@@ -156,9 +156,8 @@ class Connection(asyncio.Protocol):
 
     def retire(self) -> None:
         """Take no more calls, and close when those in flight are answered."""
-        self._ready = self._room = False
-        self._retiring = True
-        if not self._pending:
+        self._retiring, self._ready, self._room = self._ready, False, False
+        if not self._pending or not self._retiring:
             self.lose()
 
     def lose(self) -> None:
@@ -170,11 +169,9 @@ class Connection(asyncio.Protocol):
     def expire(self, now: float) -> int:
         """Fail every call past its deadline; how many. They keep their places."""
         expired = 0
-        written = len(self._pending) - len(self._out)
-        for place, (future, deadline, _) in enumerate(self._pending):
+        for future, deadline, _ in self._pending:
             if deadline <= now and future is not None and not future.done():
-                outcome: WriteOutcome = "unknown" if place < written else "none"
-                future.set_exception(late(self._owner.where, outcome))
+                future.set_exception(late(self._owner.where, "unknown"))
                 expired += 1
         return expired
 

@@ -69,9 +69,13 @@ async def shake_hands(
     server, number = _identity(greeting)
     if _too_old(server, number):
         raise _wrong_version(endpoint, f"{server} {number}")
-    if isinstance(selected, BaseException):
+    if endpoint.db and isinstance(selected, BaseException):
         raise _no_database(endpoint, selected)
-    for answer in (info, *rest):  # a refusal of one of these is survived, a lost link is not
+    for answer in (
+        selected,
+        info,
+        *rest,
+    ):  # a refusal of one of these is survived, a lost link is not
         if isinstance(answer, BackendError) and not isinstance(answer, BackendCorrupt):
             raise answer
     generation = None if isinstance(info, BaseException) else generation_of(info)

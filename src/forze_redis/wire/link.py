@@ -89,6 +89,7 @@ class Link:
         self._first: asyncio.Future[None] = self.loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
         self._heard = self._due = 0.0
+        self._stalled = False
         self.retired = False
         self._task = self.loop.create_task(
             self._run(), name=f"forze-redis {self.where}", context=contextvars.Context()
@@ -165,6 +166,9 @@ class Link:
                     continue
                 except BackendError as error:
                     self._failed(error)
+                except Exception as error:
+                    _log.exception("connecting to Redis at %s failed", self.where)
+                    self._failed(self._unreachable(f"cannot be reached ({error!r})"))
                 else:
                     standing = monotonic()
                     await self._stand()
@@ -299,7 +303,8 @@ class Link:
         if connection.resolved:
             connection.resolved = False
             availability.answered()
-        if now - self._due < _STALL_SECONDS:  # else our loop stood still, not the server
+        self._stalled = now - self._due > _STALL_SECONDS and not self._stalled
+        if not self._stalled:  # else our loop stood still, not the server: look again once
             expired = connection.expire(now)
             self._expire_waiting(now)
             if expired and availability.unanswered(expired):

@@ -1,0 +1,145 @@
+"""DSNs: every accepted form, and messages that never show a password."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from forze.errors import ConfigurationError
+from forze_redis.wire.config import RedisConfig, seconds
+from forze_redis.wire.dsn import Endpoint, parse_dsn
+
+PLAIN = RedisConfig()
+
+
+@pytest.mark.parametrize(
+    ("dsn", "expected"),
+    [
+        ("redis://localhost", Endpoint()),
+        ("redis://", Endpoint()),
+        ("redis://h:6380/3", Endpoint(host="h", port=6380, db=3)),
+        ("redis://h/?db=4", Endpoint(host="h", db=4)),
+        ("valkey://h:1/2", Endpoint(host="h", port=1, db=2)),
+        ("redis://:p%40s%2Fs%25@h", Endpoint(host="h", password="p@s/s%")),
+        ("redis://u%3A:p@h", Endpoint(host="h", username="u:", password="p")),
+        ("redis://[::1]:7000/1", Endpoint(host="::1", port=7000, db=1)),
+        ("unix:///run/redis.sock?db=2", Endpoint(path="/run/redis.sock", db=2)),
+        ("unix://u:p@/run/r.sock", Endpoint(path="/run/r.sock", username="u", password="p")),
+        ("rediss://h", Endpoint(host="h", tls={})),
+        ("valkeys://h:5", Endpoint(host="h", port=5, tls={})),
+        ("rediss://h?ssl_cert_reqs=none", Endpoint(host="h", tls={"ssl_cert_reqs": "none"})),
+    ],
+)
+def test_accepted_forms(dsn: str, expected: Endpoint) -> None:
+    assert parse_dsn(dsn, PLAIN) == expected
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "",
+        "localhost:6379",
+        "http://u:secret@h",
+        "redis:/u:secret@h",
+        "redis://:secret@h:port",
+        "redis://:secret@h:0",
+        "redis://:secret@h:70000",
+        "redis://:secret@h/abc",
+        "redis://:secret@h/1/2",
+        "redis://:secret@h/-1",
+        "redis://:secret@h?db=-1",
+        "redis://:secret@h?db=x",
+        "redis://:secret@h?socket_timeout=2",
+        "redis://:secret@h?ssl_cert_reqs=none",
+        "redis://h?password=secret&nonsense=1",
+        "redis://:sec#secret@h",
+        "redis://:a/secret@h",
+        "redis://:secret",
+        "redis://u:secret@[::1",
+        "u:secret@h",
+        "unix://relative/secret.sock@",
+        "unix://:secret@",
+        "rediss://:secret@h?ssl_cert_reqs=maybe",
+        "redis+sentinel://:secret@h1,h2/service",
+        "redis+cluster://:secret@h1,h2",
+    ],
+)
+def test_malformed_is_refused_with_the_accepted_forms_and_without_the_password(dsn: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        parse_dsn(dsn, PLAIN)
+    message = str(refused.value)
+    assert "redis://[user:password@]host[:port][/db]" in message
+    assert "secret" not in message
+    assert "secret" not in repr(refused.value.__cause__)
+    assert refused.value.name == "dsn"
+    assert "valkeys" in refused.value.known
+
+
+def test_config_goes_before_the_dsn() -> None:
+    config = RedisConfig(username="a", password="b", tls_ca="/ca", tls_verify=False)
+    endpoint = parse_dsn("rediss://x:y@h", config)
+    assert (endpoint.username, endpoint.password) == ("a", "b")
+    assert endpoint.tls == {
+        "ssl_ca_certs": "/ca",
+        "ssl_cert_reqs": "none",
+        "ssl_check_hostname": False,
+    }
+    assert "'b'" not in repr(endpoint)
+
+
+def test_unreadable_certificates_are_a_configuration_error() -> None:
+    endpoint = parse_dsn("rediss://h", RedisConfig(tls_ca="/nowhere/ca.pem"))
+    with pytest.raises(ConfigurationError, match="tls_ca"):
+        endpoint.ssl_context()
+
+
+def test_a_context_that_verifies_by_default() -> None:
+    context = parse_dsn("rediss://h", PLAIN).ssl_context()
+    assert context is not None
+    assert context.check_hostname
+    loose = parse_dsn("rediss://h?ssl_cert_reqs=none", PLAIN).ssl_context()
+    assert loose is not None
+    assert not loose.check_hostname
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "where"),
+    [
+        (Endpoint(host="h", port=1), "h:1"),
+        (Endpoint(host="::1", port=1), "[::1]:1"),
+        (Endpoint(path="/s"), "/s"),
+    ],
+)
+def test_where_names_the_server(endpoint: Endpoint, where: str) -> None:
+    assert endpoint.where == where
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_size", 1),
+        ("max_in_flight", 0),
+        ("socket_timeout", 0),
+        ("socket_timeout", "2"),
+        ("connect_timeout", -1.0),
+        ("cache_timeout", timedelta(0)),
+        ("heartbeat", float("inf")),
+        ("heartbeat", float("nan")),
+        ("client_name", "two words"),
+        ("tls_cert", "/cert.pem"),
+        ("max_sise", 3),
+    ],
+)
+def test_config_refuses_nonsense_and_names_the_field(field: str, value: object) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        RedisConfig.of({field: value})
+    assert refused.value.name == field
+    assert field in str(refused.value)
+
+
+def test_durations_are_seconds_or_timedeltas() -> None:
+    config = RedisConfig.of({"socket_timeout": timedelta(milliseconds=1500), "connect_timeout": 2})
+    assert seconds(config.socket_timeout) == 1.5
+    assert seconds(config.connect_timeout) == 2.0
+    assert RedisConfig.of(None) == RedisConfig()

@@ -1,0 +1,81 @@
+"""When a write may commit, by its own clock."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from forze.application.contracts.cache import CacheDepKey, CacheSpec, PointerCache
+from forze.application.contracts.transaction import Outcome
+from forze.application.execution import ExecutionContext
+from forze.application.integrations.document.outage import Journal
+from forze.application.integrations.document.stats import CacheCounters
+from forze.application.integrations.document.writes import Invalidation, Outlet
+from forze.errors import BackendTimeout
+from forze_memory import MemoryDepsModule
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Unanswering:
+    """A cache whose announcements can be made to go unanswered."""
+
+    def __init__(self, pointers: PointerCache) -> None:
+        self._pointers = pointers
+        self.silent = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pointers, name)
+
+    async def intend(self, addresses: Sequence[str], write_id: str) -> None:
+        if self.silent:
+            raise BackendTimeout("no answer", backend="cache", outcome="unknown")
+        await self._pointers.intend(addresses, write_id)
+
+
+@asynccontextmanager
+async def write() -> AsyncIterator[tuple[Invalidation, Unanswering, Clock, Outlet]]:
+    """A write announced at time zero, with its clock in the test's hand."""
+    ctx = ExecutionContext(MemoryDepsModule()())
+    cache = ctx.provide(CacheDepKey, "things")(ctx, CacheSpec(name="things"))
+    pointers, clock = Unanswering(cache.pointers("schema01")), Clock()
+    outlet = Outlet(pointers, Journal(pointers, ctx), CacheCounters())  # type: ignore[arg-type]
+    invalidation = Invalidation(ctx, clock=clock)
+    invalidation.announce(outlet, [pointers.address("k")])
+    await invalidation.before_commit()
+    yield invalidation, pointers, clock, outlet
+    await invalidation.after(Outcome.ROLLED_BACK, None)
+    await ctx.close(timedelta(seconds=1))
+
+
+async def test_no_commit_with_an_old_intent() -> None:
+    """P1: COMMIT is not sent once the announcement may lapse before it takes effect."""
+    async with write() as (invalidation, _, clock, _outlet):
+        clock.now = 4.9
+        invalidation.check_commit()
+        clock.now = 5.1
+        with pytest.raises(BackendTimeout, match="not committed"):
+            invalidation.check_commit()
+        await invalidation.before_commit()
+        invalidation.check_commit()
+
+
+async def test_a_renewal_counts_only_once_answered() -> None:
+    """P1: a renewal that was sent but not answered moves no deadline."""
+    async with write() as (invalidation, pointers, clock, outlet):
+        clock.now = 4.0
+        pointers.silent = True
+        await invalidation.before_commit()
+        clock.now = 5.1
+        with pytest.raises(BackendTimeout, match="not committed"):
+            invalidation.check_commit()
+        assert outlet.counters.lapsed_intents == 0
