@@ -68,7 +68,7 @@ async def with_asyncpg(dsn: str, stack: AsyncExitStack) -> dict[str, Work]:
     async def read(pk: UUID) -> Product:
         async with pool.acquire() as connection:
             row = await connection.fetchrow(select, pk)
-        return Product.model_validate(dict(row))
+        return Product.model_validate(dict(row or {}))
 
     async def update(pk: UUID) -> Any:
         async with pool.acquire() as connection:

@@ -1,0 +1,23 @@
+"""PostgreSQL for forze: documents and transactions."""
+
+from forze_postgres.client import PostgresClient, PostgresClientDepKey, PostgresHealth
+from forze_postgres.config import PostgresConfig
+from forze_postgres.document import PostgresDocumentStore
+from forze_postgres.document_config import PostgresDocumentConfig, PostgresReadOnlyDocumentConfig
+from forze_postgres.lifecycle import PostgresLifecycleModule, postgres_lifecycle_step
+from forze_postgres.module import PostgresDepsModule
+from forze_postgres.transaction import PostgresTransactionManager
+
+__all__ = [
+    "PostgresClient",
+    "PostgresClientDepKey",
+    "PostgresConfig",
+    "PostgresDepsModule",
+    "PostgresDocumentConfig",
+    "PostgresDocumentStore",
+    "PostgresHealth",
+    "PostgresLifecycleModule",
+    "PostgresReadOnlyDocumentConfig",
+    "PostgresTransactionManager",
+    "postgres_lifecycle_step",
+]

@@ -28,14 +28,13 @@ from forze_postgres.errors import RAISED, is_lost, mapped, with_outcome_unknown
 from forze_postgres.pool import Connection, Pool, check_version, connect
 from forze_postgres.transaction import PostgresSession, PostgresTransactionManager
 
-_forks = 0
+_forks: list[None] = []
 _before_fork: list[object] = []
 """Pools of the parent, kept so that a child neither closes nor collects them."""
 
 
 def _forked() -> None:
-    global _forks
-    _forks += 1
+    _forks.append(None)
 
 
 os.register_at_fork(after_in_child=_forked)
@@ -65,7 +64,7 @@ class PostgresClient:
         self._dsn: Dsn | None = None
         self._config = PostgresConfig()
         self._pools: dict[asyncio.AbstractEventLoop, Pool] = {}
-        self._fork = _forks
+        self._fork = len(_forks)
         self.manager = PostgresTransactionManager(self)
 
     # -- life ----------------------------------------------------------------
@@ -152,9 +151,9 @@ class PostgresClient:
         return pool
 
     def _current_pools(self) -> dict[asyncio.AbstractEventLoop, Pool]:
-        if self._fork != _forks:
+        if self._fork != len(_forks):
             _before_fork.append(self._pools)
-            self._pools, self._fork = {}, _forks
+            self._pools, self._fork = {}, len(_forks)
         return self._pools
 
     # -- statements ----------------------------------------------------------
@@ -203,7 +202,10 @@ class PostgresClient:
             if write and is_lost(error):
                 pool.retire(connection)
                 raise self.unknown(error, pid, doing) from error
-            pool.recover(connection)
+            if isinstance(error, asyncpg.PostgresError) and not is_lost(error):
+                pool.release(connection)  # it has answered, only not with rows
+            else:
+                pool.recover(connection)
             if isinstance(error, RAISED):
                 raise mapped(error, doing=doing) from error
             raise

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlencode
 from forze.errors import ConfigurationError
 
 _DRIVER_KEYWORDS = frozenset(
-    [
+    {
         "passfile",
         "sslmode",
         "sslcert",
@@ -31,10 +31,10 @@ _DRIVER_KEYWORDS = frozenset(
         "krbsrvname",
         "gsslib",
         "service",
-    ]
+    }
 )
 _OWN_KEYWORDS = frozenset(
-    [
+    {
         "host",
         "hostaddr",
         "port",
@@ -46,10 +46,10 @@ _OWN_KEYWORDS = frozenset(
         "fallback_application_name",
         "options",
         "client_encoding",
-    ]
+    }
 )
 _WITHOUT_EFFECT = frozenset(
-    [
+    {
         "keepalives",
         "keepalives_idle",
         "keepalives_interval",
@@ -59,7 +59,7 @@ _WITHOUT_EFFECT = frozenset(
         "sslsni",
         "gssencmode",
         "load_balance_hosts",
-    ]
+    }
 )
 _ALIASES = {"database": "dbname", "ssl": "sslmode"}
 KEYWORDS = _DRIVER_KEYWORDS | _OWN_KEYWORDS | _WITHOUT_EFFECT
@@ -103,7 +103,7 @@ class Dsn:
 
 def parse_dsn(dsn: str) -> Dsn:
     """Read ``dsn``; raises ``ConfigurationError`` saying what is wrong with it."""
-    if not isinstance(dsn, str) or not dsn.strip():
+    if not dsn.strip():
         raise ConfigurationError(
             "the PostgreSQL DSN is empty; give one like postgresql://user:password@host:5432/name",
             name="dsn",
@@ -213,9 +213,9 @@ def _dsn(dsn: str, keywords: dict[str, str]) -> Dsn:
     if driver:
         arguments["dsn"] = "postgresql://?" + urlencode(driver)
     settings: dict[str, str] = {}
-    name = keywords.get("application_name") or keywords.get("fallback_application_name")
-    if name:
-        settings["application_name"] = name
+    shown_as = keywords.get("application_name") or keywords.get("fallback_application_name")
+    if shown_as:
+        settings["application_name"] = shown_as
     settings |= _options(dsn, keywords.get("options", ""))
     encoding = keywords.get("client_encoding", "utf8").lower().replace("-", "")
     if encoding not in ("utf8", "auto"):

@@ -45,7 +45,9 @@ def _conflict(text: str, error: asyncpg.PostgresError) -> ForzeError:
 
 
 def _again(text: str, error: asyncpg.PostgresError) -> ForzeError:
-    return ConflictError(f"{text}; nothing was changed, try again", resource=None)
+    return ConflictError(
+        f"{text}; nothing was changed, try again: retry the whole transaction", resource=None
+    )
 
 
 def _unavailable(text: str, error: asyncpg.PostgresError) -> ForzeError:

@@ -275,7 +275,7 @@ async def connect(dsn: Dsn, config: PostgresConfig, deadline: float | None = Non
     }
     try:
         async with asyncio.timeout(limit):
-            connection = await asyncpg.connect(
+            connection: Connection = await asyncpg.connect(
                 **dsn.arguments,
                 timeout=limit,
                 server_settings=settings,

@@ -39,7 +39,7 @@ _ISOLATION: dict[IsolationLevel | None, str] = {
     "serializable": " ISOLATION LEVEL SERIALIZABLE",
 }
 _TRANSACTION_TIMEOUT_SINCE = 17
-_ROLLBACK_SECONDS = 5.0
+_ROLLBACK_SECONDS = 2.0
 _CLOCK_SLACK_SECONDS = 0.1
 
 
@@ -210,7 +210,9 @@ class PostgresSession:
         if isinstance(error, asyncpg.ConnectionDoesNotExistError):
             return self._gone(doing)
         if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
-            return ConflictError(f"{doing}: the transaction was opened with read_only=True")
+            return ConflictError(
+                f"{doing}: the transaction is read-only; open it without read_only=True"
+            )
         return mapped(error, doing=doing)
 
     def _gone(self, doing: str) -> BackendError:

@@ -39,7 +39,7 @@ class ItemRead(ReadDocument):
     name: str
 
 
-ITEMS = DocumentSpec[ItemRead, ItemCreate, Any](
+ITEMS: DocumentSpec[ItemRead, ItemCreate, Any] = DocumentSpec(
     name="items",
     read=ItemRead,
     write=DocumentWriteTypes(domain=Item, create_cmd=ItemCreate),

@@ -8,14 +8,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from tests.faults.world import Replica
+from tests.faults.world import Replica, ask
 
 from forze.testing.servers import RespServer, ValkeyServer
 
 
 def evaluated(server: RespServer) -> int:
     """Script calls since the counters were reset; our clients send nothing else per read."""
-    info = server.ask("INFO", "commandstats")
+    info = ask(server, "INFO", "commandstats")
     assert isinstance(info, bytes)
     calls = {
         line.split(b":")[0]: int(line.split(b"calls=")[1].split(b",")[0])
@@ -26,7 +26,7 @@ def evaluated(server: RespServer) -> int:
 
 
 async def commands(server: RespServer, work: Callable[[], Awaitable[Any]]) -> int:
-    server.ask("CONFIG", "RESETSTAT")
+    ask(server, "CONFIG", "RESETSTAT")
     await work()
     return evaluated(server)
 
@@ -55,7 +55,7 @@ async def test_commands_per_read_and_write(
 
 async def test_create_costs_nothing(one: Replica, valkey: ValkeyServer) -> None:
     """P8: a new document cannot have been cached."""
-    assert await commands(valkey, lambda: one.create()) == 0
+    assert await commands(valkey, one.create) == 0
 
 
 async def test_get_many_of_more_than_a_batch(one: Replica, valkey: ValkeyServer) -> None:

@@ -17,6 +17,8 @@ from tests.faults.world import (
     ProductCreate,
     ProductUpdate,
     Replica,
+    ask,
+    elsewhere,
     script,
     state,
 )
@@ -111,8 +113,8 @@ async def test_reader_beside_an_open_transaction(
         async with b.ctx.transaction("products"):
             await b.reprice(product, 12)
             assert await b.price(product) == 12, "its own write"
-            assert await a.price(product) == 10
-            await asyncio.gather(*(a.price(product) for _ in range(5)))
+            assert await elsewhere(a.price(product)) == 10
+            await asyncio.gather(*(elsewhere(a.price(product)) for _ in range(5)))
             raw = state(redis_server, product)
             assert raw is not None
             assert raw.startswith(b"I;")
@@ -134,7 +136,7 @@ async def test_reads_in_a_transaction_never_fill(pair: Pair, redis_server: RespS
     product = await b.create(price=10)
     async with a.ctx.transaction("products", isolation="repeatable read"):
         assert await a.price(product) == 10
-        await b.reprice(product, 12)
+        await elsewhere(b.reprice(product, 12))
         assert await a.price(product) == 10, "its snapshot"
         assert [each.price for each in await a.query.get_many([product.id])] == [10]
         assert state(redis_server, product) is None
@@ -148,8 +150,8 @@ async def test_two_writers(
     a, b = pair
     product = await b.create(price=10)
     async with a.ctx.transaction("products"):
-        updated = await a.reprice(product, 11)
-        second = asyncio.create_task(b.reprice(updated, 12))
+        await a.reprice(product, 11)
+        second = asyncio.create_task(elsewhere(b.docs.touch(product.id)))
         while not await database.fetchval(
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
         ):
@@ -162,8 +164,8 @@ async def test_two_writers(
     assert raw.count(b":") == 1
     b.proxy.cut()
     finish.release()
-    await second
-    assert await a.price(product) == 12
+    assert (await second).rev == 3
+    assert (await a.query.get(product.id)).rev == 3
 
 
 async def test_writer_dies_between_commit_and_done(
@@ -181,7 +183,7 @@ async def test_writer_dies_between_commit_and_done(
     raw = state(redis_server, product)
     assert raw is not None
     assert raw.startswith(b"I;")
-    assert 0 < redis_server.ask("PTTL", POINTER + str(product.id)) <= 10_000
+    assert 0 < ask(redis_server, "PTTL", POINTER + str(product.id)) <= 10_000
     done.release()
     await dying
 
@@ -193,14 +195,14 @@ async def test_intent_lost_before_commit(pair: Pair, redis_server: RespServer, l
     product = await b.create(price=10)
     async with b.ctx.transaction("products"):
         await b.reprice(product, 12)
-        redis_server.ask("PING")
+        ask(redis_server, "PING")
         while state(redis_server, product) is None:
             await asyncio.sleep(0.005)
         if loss == "flush":
-            redis_server.ask("FLUSHALL")
+            ask(redis_server, "FLUSHALL")
         else:
-            redis_server.ask("DEL", POINTER + str(product.id))
-        assert await a.price(product) == 10
+            ask(redis_server, "DEL", POINTER + str(product.id))
+        assert await elsewhere(a.price(product)) == 10
         raw = state(redis_server, product)
         assert raw is not None
         assert raw.startswith(b"V"), "the old value was cached in between"
@@ -214,12 +216,27 @@ async def test_lease_lost_before_fill(pair: Pair, redis_server: RespServer) -> N
     fill = a.proxy.hold_request(script(scripts.FILL))
     slow = asyncio.create_task(a.price(product))
     await fill.seen()
-    redis_server.ask("FLUSHALL")
+    ask(redis_server, "FLUSHALL")
     await b.reprice(product, 12)
-    redis_server.ask("FLUSHALL")
+    ask(redis_server, "FLUSHALL")
     fill.release()
     assert await slow == 10
     assert await a.price(product) == 12
+
+
+async def test_follower_while_the_fill_is_answered(pair: Pair) -> None:
+    """P1: a fill accepted before the follower came proves nothing to the follower."""
+    a, b = pair
+    product = await b.create(price=10)
+    accepted = a.proxy.hold_reply(script(scripts.FILL))
+    leader = asyncio.create_task(a.price(product))
+    await accepted.seen()
+    await b.reprice(product, 12)
+    follower = asyncio.create_task(a.price(product))
+    await asyncio.sleep(0)
+    accepted.release()
+    assert await leader == 10
+    assert await follower == 12
 
 
 async def test_another_readers_fill_is_waited_for(pair: Pair) -> None:

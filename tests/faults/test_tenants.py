@@ -11,6 +11,7 @@ from tests.faults.world import (
     ProductCreate,
     ProductRead,
     ProductUpdate,
+    ask,
     script,
 )
 
@@ -29,7 +30,7 @@ from forze_postgres import (
 from forze_redis import RedisCacheConfig, RedisClient, RedisDepsModule, redis_lifecycle_step
 from forze_redis import cache as scripts
 
-SPEC = DocumentSpec(
+SPEC: DocumentSpec[ProductRead, ProductCreate, ProductUpdate] = DocumentSpec(
     name="products",
     read=ProductRead,
     write={"domain": Product, "create_cmd": ProductCreate, "update_cmd": ProductUpdate},
@@ -91,7 +92,7 @@ async def test_flights_of_two_tenants_are_two(
         assert (await mine).name == "of a"
         with pytest.raises(NotFoundError):
             await theirs
-        assert valkey.ask("EXISTS", f"app/cache/pointer/a/{product.id}") == 1
+        assert ask(valkey, "EXISTS", f"app/cache/pointer/a/{product.id}") == 1
 
 
 async def test_nothing_of_one_tenant_reaches_another(tenant_table: str, valkey_dsn: str) -> None:

@@ -275,8 +275,9 @@ async def test_a_password_changed_meanwhile_fails_calls_with_the_reason(
         own_valkey.ask("CONFIG", "SET", "requirepass", "new")
         await client.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no")
         await until_away(client)
-        with pytest.raises(ConfigurationError, match="asks for a password"):
-            await client.call("PING")
+        for _ in range(2):
+            with pytest.raises(ConfigurationError, match="asks for a password"):
+                await client.call("PING", timeout=2.0)
         assert not client.available()
 
 
@@ -349,7 +350,9 @@ async def test_backpressure_holds_back_and_goes_on(own_valkey: ValkeyServer) -> 
         for each in range(100):
             calls.append(client.call("SET", f"k{each}", value))
             await asyncio.sleep(0)
-        assert client._link.connection._paused
+        transport = client._link.connection._transport
+        assert transport is not None
+        assert transport.get_write_buffer_size() < 4 * len(value)
         late = client.call("SET", "late", "1", timeout=0.05)
         with pytest.raises(BackendTimeout) as timed_out:
             await late

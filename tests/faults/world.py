@@ -6,12 +6,15 @@ command or its reply at the very moment that matters; rows are held in the datab
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import Context
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
+import hiredis
 
 from forze.application.contracts.cache import CacheSpec
 from forze.application.contracts.document import DocumentSpec, DocumentWriteTypes
@@ -40,6 +43,8 @@ from forze_redis import (
     RedisDepsModule,
     redis_lifecycle_step,
 )
+
+T = TypeVar("T")
 
 NAMESPACE = "app:products"
 POINTER = NAMESPACE + "/cache/pointer/"
@@ -172,8 +177,22 @@ async def table(postgres_dsn: str) -> AsyncIterator[asyncpg.Connection[Any]]:
         await connection.close()
 
 
+async def elsewhere(work: Coroutine[Any, Any, T]) -> T:
+    """``work`` as another request does it: in no transaction of this task."""
+    return await asyncio.create_task(work, context=Context())
+
+
+def ask(server: RespServer, *command: str | bytes | int) -> Any:
+    """The server's own answer to a command, past every proxy."""
+    reader = hiredis.Reader()
+    reader.feed(
+        server.ask(*(each.decode() if isinstance(each, bytes) else str(each) for each in command))
+    )
+    return reader.gets()
+
+
 def state(server: RespServer, product: ProductRead) -> bytes | None:
     """The raw pointer of a product."""
-    raw = server.ask("GET", POINTER + str(product.id))
+    raw = ask(server, "GET", POINTER + str(product.id))
     assert raw is None or isinstance(raw, bytes)
     return raw

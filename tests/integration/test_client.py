@@ -360,6 +360,27 @@ async def test_over_tls(
             await RedisClient().connect(f"rediss://localhost:{port}")
 
 
+async def test_a_forked_child_does_not_keep_the_parents_connection_open(
+    valkey: ValkeyServer, valkey_dsn: str
+) -> None:
+    client = await RedisClient().connect(valkey_dsn, RedisConfig(client_name="forker"))
+    until_closed, close = os.pipe()
+    child = os.fork()
+    if child == 0:  # pragma: no cover - it only has to exist
+        os.close(close)
+        os.read(until_closed, 1)
+        os._exit(0)
+    try:
+        await client.close()
+        async with asyncio.timeout(5):
+            while b" name=forker " in valkey.ask("CLIENT", "LIST"):
+                await asyncio.sleep(0.01)
+    finally:
+        os.close(close)
+        os.close(until_closed)
+        await asyncio.to_thread(os.waitpid, child, 0)
+
+
 @asynccontextmanager
 async def tunnel(port: int, context: ssl.SSLContext) -> AsyncIterator[int]:
     """Takes TLS off and passes on to ``port``; its own port."""

@@ -142,14 +142,13 @@ async def test_a_full_queue_waits_and_lets_in_by_turn(proxy: RespProxy, valkey_d
         held = proxy.hold_request(command("ECHO", "0"))
         calls = [client.call("ECHO", str(each)) for each in range(50)]
         impatient = client.call("ECHO", "x", timeout=0.05)
-        cancelled = client.call("ECHO", "y")
-        cancelled.cancel()
         await held.seen()
         assert connection_of(client).in_flight == 4
         with pytest.raises(BackendTimeout) as timed_out:
             await impatient
         assert timed_out.value.outcome == "none"
         assert [args[1] for args in proxy.commands if args[0] == b"ECHO"] == [b"0"]
+        client.call("ECHO", "y").cancel()
         held.release()
         assert await asyncio.gather(*calls) == [str(each).encode() for each in range(50)]
         sent = [args[1] for args in proxy.commands if args[0] == b"ECHO"]

@@ -24,13 +24,16 @@ async def test_who_boarded_before_the_question_takes_the_answer() -> None:
     assert await late is AGAIN
 
 
-async def test_an_accepted_fill_is_for_everyone_aboard() -> None:
+async def test_an_accepted_fill_is_for_those_aboard_when_it_was_sent() -> None:
     flight: Flight[str] = Flight()
     flight.cover()
     late = flight.board()
-    flight.cover()
+    sent = flight.aboard
+    later = flight.board()
+    flight.cover(sent)
     flight.land("value", same)
     assert await late == "value"
+    assert await later is AGAIN
 
 
 async def test_each_follower_gets_a_value_of_its_own() -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import signal
 import sys
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import older_spelling
@@ -39,11 +40,13 @@ class Narrator:
         self._redis = redis
         print(f"{'step':<18} {'outcome':<31} {'answered by':<13} {'commands':>8} {'time':>9}")
 
-    async def step(self, name: str, work: Awaitable[Any], outcome: str = "") -> Any:
-        """Do ``work``; ``outcome`` may use the fields of what it returns."""
+    async def step(
+        self, name: str, outcome: str, call: Callable[..., Awaitable[Any]], *args: Any
+    ) -> Any:
+        """``await call(*args)``; ``outcome`` may use what it returns, as ``it``."""
         before, sent = self._query.stats(), await commands_sent(self._redis)
         began = time.perf_counter()
-        result = await work
+        result = await call(*args)
         took_ms = (time.perf_counter() - began) * 1000
         after = self._query.stats()
         sent = await commands_sent(self._redis) - sent
@@ -58,10 +61,8 @@ class Narrator:
 
 async def commands_sent(redis: RedisClient) -> int:
     """How many scripts the server has run: each of the cache's calls is one."""
-    stats = await redis.redis.info("commandstats")
-    return sum(
-        each["calls"] for name, each in stats.items() if name in ("cmdstat_evalsha", "cmdstat_eval")
-    )
+    stats = await redis.call("INFO", "commandstats")
+    return sum(map(int, re.findall(rb"cmdstat_eval(?:sha)?:calls=(\d+)", stats)))
 
 
 async def story(ctx: ExecutionContext, redis: RedisClient) -> None:
@@ -71,18 +72,17 @@ async def story(ctx: ExecutionContext, redis: RedisClient) -> None:
     cache = ctx.cache(PRODUCT_SPEC.cache)
     tell = Narrator(ctx, redis).step
 
-    create = docs.create(ProductCreate(name="Widget", price=10))
-    product = await tell("create", create, "{it.name}, price {it.price}")
-    await tell("get", query.get(product.id), "price {it.price}: a miss, fills")
-    await tell("get again", query.get(product.id), "price {it.price}: a hit")
-    entry = await tell("cache.get", cache.get(str(product.id)), "price {it[price]}: the same entry")
-    assert entry["price"] == 10
-    update = docs.update(product.id, product.rev, ProductUpdate(price=12))
-    await tell("update", update, "price {it.price}: invalidates")
+    made = ProductCreate(name="Widget", price=10)
+    product = await tell("create", "{it.name}, price {it.price}", docs.create, made)
+    await tell("get", "price {it.price}: a miss, fills", query.get, product.id)
+    await tell("get again", "price {it.price}: a hit", query.get, product.id)
+    await tell("cache.get", "price {it[price]}: the same entry", cache.get, str(product.id))
+    change = product.id, product.rev, ProductUpdate(price=12)
+    await tell("update", "price {it.price}: invalidates", docs.update, *change)
     assert await cache.get(str(product.id)) is None
-    fresh = await tell("get", query.get(product.id), "price {it.price}: a miss, fills")
+    fresh = await tell("get", "price {it.price}: a miss, fills", query.get, product.id)
     assert fresh.price == 12
-    await tell("get again", query.get(product.id), "price {it.price}: a hit")
+    await tell("get again", "price {it.price}: a hit", query.get, product.id)
     await docs.kill(product.id)
 
 

@@ -24,7 +24,7 @@ from forze_postgres import (
 )
 from forze_redis import RedisClient, RedisConfig, RedisDepsModule, redis_lifecycle_step
 
-PRODUCT_SPEC = DocumentSpec(
+PRODUCT_SPEC: DocumentSpec[ProductRead, ProductCreate, ProductUpdate] = DocumentSpec(
     name="products",
     read=ProductRead,
     write={"domain": Product, "create_cmd": ProductCreate, "update_cmd": ProductUpdate},

@@ -11,13 +11,12 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
 
-import asyncpg
 from app import SCHEMA
 
 from forze.testing.servers import PostgresServer, ValkeyServer
+from forze_postgres import PostgresClient, PostgresConfig
 
 TABLE = f"""
-CREATE SCHEMA {SCHEMA};
 CREATE TABLE {SCHEMA}.products (
     id uuid PRIMARY KEY,
     rev bigint NOT NULL,
@@ -25,7 +24,7 @@ CREATE TABLE {SCHEMA}.products (
     last_update_at timestamptz NOT NULL,
     name text NOT NULL,
     price bigint NOT NULL
-);
+)
 """
 
 
@@ -55,16 +54,15 @@ async def servers() -> AsyncIterator[Servers]:
 
 @asynccontextmanager
 async def _table(dsn: str) -> AsyncIterator[None]:
-    await _execute(dsn, TABLE)
+    client = PostgresClient()
+    await client.connect(dsn, PostgresConfig(min_size=1, max_size=1))
     try:
-        yield
+        await client.rows(f"CREATE SCHEMA {SCHEMA}", doing=f"make schema {SCHEMA}", write=True)
+        try:
+            await client.rows(TABLE, doing="make the table", write=True)
+            yield
+        finally:
+            drop = f"DROP SCHEMA {SCHEMA} CASCADE"
+            await client.rows(drop, doing=f"drop schema {SCHEMA}", write=True)
     finally:
-        await _execute(dsn, f"DROP SCHEMA {SCHEMA} CASCADE")
-
-
-async def _execute(dsn: str, sql: str) -> None:
-    connection = await asyncpg.connect(dsn)
-    try:
-        await connection.execute(sql)
-    finally:
-        await connection.close()
+        await client.close()

@@ -316,6 +316,8 @@ class Link:
             self._arm()
 
     def _expire_waiting(self, now: float) -> None:
+        if isinstance(self.error, ConfigurationError):
+            self._fail_waiting(self.error)  # waiting would not help
         kept: deque[Call] = deque()
         for call in self.waiting:
             future, deadline, _ = call

@@ -206,9 +206,7 @@ class TransactionFailures:
                 await both_read.wait()
                 await _set(command, mine, 1, 0)
 
-        ended = await asyncio.gather(
-            apart(take(one)), apart(take(two)), return_exceptions=True
-        )
+        ended = await asyncio.gather(apart(take(one)), apart(take(two)), return_exceptions=True)
         failures = [each for each in ended if each is not None]
         assert [type(each) for each in failures] == [ConflictError]
         assert "retry" in str(failures[0])
@@ -296,9 +294,7 @@ class TransactionFailures:
         assert await _price(query, item) == 1
         assert (await _set(command, item, 1, 3)).rev == 2
 
-    async def test_a_block_cancelled_at_any_await_is_whole(
-        self, document_leg: DocumentLeg
-    ) -> None:
+    async def test_a_block_cancelled_at_any_await_is_whole(self, document_leg: DocumentLeg) -> None:
         query, command = _ports(document_leg.ctx)
         elsewhere, _ = _ports(document_leg.other)
         for turns in range(0, 40, 3):

@@ -251,8 +251,9 @@ class Coordinator(Generic[R]):
         flight.cover()
         with self._leased((address,), token) as lease:
             document = await self._load(pk)
+            boarded = flight.aboard
             if await self._fill(lease, {address: document}):
-                flight.cover()
+                flight.cover(boarded)
             return document
 
     # -- many documents ------------------------------------------------------

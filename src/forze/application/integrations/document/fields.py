@@ -82,6 +82,7 @@ def _field(model: type[BaseModel], name: str) -> Field:
     enums = model.model_config.get("use_enum_values", False)
     config = ConfigDict(
         use_enum_values=enums,
+        ser_json_inf_nan="constants",  # left as they are, for the store to refuse, not nulled
         arbitrary_types_allowed=model.model_config.get("arbitrary_types_allowed", False),
     )
     try:

@@ -3,8 +3,9 @@
 A caller may board a flight at any time. What it may take from it depends on when:
 
 - a value the flight *asked for after the caller boarded* is fresh for the caller;
-- a value whose *fill was accepted* is fresh for everyone aboard: no write's intent came
-  between lease and fill, so it is what a probe right after the fill would have hit;
+- a value whose *fill was accepted* is fresh for everyone who was aboard when the fill was
+  sent: no write's intent came between lease and fill, so it is what a probe right after the
+  fill would have hit;
 - anything else may predate a write acknowledged before the caller boarded: it starts over.
 
 Failures are shared by all: failing fast serves no stale value.
@@ -46,9 +47,9 @@ class Flight(Generic[T]):
         self._boarded.append(seat)
         return seat
 
-    def cover(self) -> None:
-        """Whoever is aboard now may take the value: it is asked for from here on, or proven."""
-        self._covered = len(self._boarded)
+    def cover(self, boarded: int | None = None) -> None:
+        """Those aboard now (or the first ``boarded``) may take what is asked for from here on."""
+        self._covered = len(self._boarded) if boarded is None else boarded
 
     @property
     def aboard(self) -> int:

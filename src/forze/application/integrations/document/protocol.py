@@ -46,6 +46,13 @@ COMMIT_MARGIN_MS = 5_000
 """COMMIT is sent only while the intent has this much left, by the writer's own clock."""
 
 
+GENERATION_CHARS = 8
+"""A tag begins with this many characters of the server's generation."""
+
+SCHEMA_CHARS = 8
+"""A tag ends with this many characters of the read model's schema fingerprint."""
+
+
 @dataclass(frozen=True, slots=True)
 class Refresh:
     """One reader's right to replace a value early."""
@@ -127,7 +134,11 @@ def read(
 
 
 def fill(pointer: Pointer, tag: str, token: str, version: str, now: int) -> tuple[Pointer, bool]:
-    """Store ``version`` if ``token`` still holds the pointer; whether it was stored."""
+    """Store ``version`` if ``token`` still holds the pointer; whether it was stored.
+
+    ``tag`` is that of the server the fill is sent to. An accepted fill proves the value
+    fresh for whoever was waiting when it was sent, and for nobody who came later.
+    """
     pointer = prune(pointer, now)
     match pointer:
         case Lease() if (pointer.tag, pointer.token) == (tag, token):
@@ -198,13 +209,6 @@ def put(pointer: Pointer, tag: str, version: str, now: int) -> tuple[Pointer, bo
     return Value(tag, version), True
 
 
-GENERATION_CHARS = 8
-"""A tag begins with this many characters of the server's generation."""
-
-SCHEMA_CHARS = 8
-"""A tag ends with this many characters of the read model's schema fingerprint."""
-
-
 def lower(version: str, other: str) -> bool:
     """Whether both are numbers (ASCII digits) and ``version`` is the lower one."""
     if not (_number(version) and _number(other)):
@@ -221,6 +225,7 @@ def may_commit(intended_at: float, now: float) -> bool:
     """Whether COMMIT may still be sent, by the writer's monotonic clock in seconds.
 
     ``intended_at`` is when the last *answered* intent or renewal was *sent*: the server
-    counts its deadline from later than that.
+    counts its deadline from later than that. COMMIT then has ``COMMIT_MARGIN_MS`` to take
+    effect, so the database has to be told to give up after that.
     """
     return now - intended_at < (INTENT_MS - COMMIT_MARGIN_MS) / 1000

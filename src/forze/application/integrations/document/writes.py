@@ -62,7 +62,18 @@ class _Announced:
     def __init__(self) -> None:
         self.addresses: list[str] = []
         self.failed = False
-        self.intended_at = float("inf")
+        self.intended_at: float | None = None
+
+    def older_than(self, seconds: float, now: float) -> bool:
+        """Whether it counts (was answered, is not given up) and was sent longer ago than that."""
+        sent = self.intended_at
+        return not self.failed and sent is not None and now - sent > seconds
+
+    def commits(self, now: float) -> bool:
+        """Whether it lets COMMIT be sent now."""
+        if self.failed or not self.addresses:
+            return True
+        return self.intended_at is not None and may_commit(self.intended_at, now)
 
 
 class Invalidation:
@@ -117,7 +128,7 @@ class Invalidation:
         while self._sending:
             await asyncio.gather(*self._sending)
         now = self._clock()
-        if any(now - told.intended_at > RENEW_SECONDS for told in self._told.values()):
+        if any(told.older_than(RENEW_SECONDS, now) for told in self._told.values()):
             await self._renew()
         for outlet, told in self._told.items():
             if told.failed and outlet.pointers.on_outage == "refuse":
@@ -132,10 +143,10 @@ class Invalidation:
         """Refuse a COMMIT that would leave with an intent close to its deadline."""
         now = self._clock()
         for told in self._told.values():
-            if told.addresses and not told.failed and not may_commit(told.intended_at, now):
+            if not told.commits(now):
                 raise BackendTimeout(
-                    "the write was not committed: its announcement to the cache is too old "
-                    f"({now - told.intended_at:.1f} s), this process stalled; retry",
+                    "the write was not committed: its announcement to the cache is too old, "
+                    "because this process stalled or the cache did not answer; retry",
                     backend="cache",
                 )
 
@@ -150,7 +161,7 @@ class Invalidation:
                 outlet.journal.owe(told.addresses)
         else:
             outlet.counters.intents += len(addresses)
-            told.intended_at = min(told.intended_at, sent)
+            told.intended_at = sent if told.intended_at is None else min(told.intended_at, sent)
 
     async def _renew(self) -> None:
         """Prolong every intent; counts from its sending, and only if all were answered."""
@@ -161,7 +172,7 @@ class Invalidation:
             try:
                 await asyncio.gather(*(outlet.pointers.intend(each, self._id) for each in batches))
             except BackendError:
-                outlet.counters.lapsed_intents += not may_commit(told.intended_at, self._clock())
+                outlet.counters.lapsed_intents += not told.commits(self._clock())
                 if not outlet.pointers.available():
                     told.failed = True
                     outlet.journal.owe(told.addresses)
