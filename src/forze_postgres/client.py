@@ -22,10 +22,11 @@ from forze.application.contracts.deps import DepKey
 from forze.application.contracts.transaction import transaction_of
 from forze.errors import BackendError, ConfigurationError, ForzeError
 from forze_postgres.config import PostgresConfig, seconds
+from forze_postgres.connection import Connection, check_version, connect
 from forze_postgres.deadlines import answer_limit, loop_deadline
 from forze_postgres.dsn import Dsn, parse_dsn
 from forze_postgres.errors import RAISED, is_lost, mapped, with_outcome_unknown
-from forze_postgres.pool import Connection, Pool, check_version, connect
+from forze_postgres.pool import Pool
 from forze_postgres.transaction import PostgresSession, PostgresTransactionManager
 
 _forks: list[None] = []
@@ -78,22 +79,26 @@ class PostgresClient:
         be used, ``BackendUnavailable`` naming host and port if no server answers.
         ``_server_version`` makes the client take the server for another version.
         """
-        if self._dsn is not None:
-            raise ConfigurationError(
-                "the PostgreSQL client is connected already; close() it first, or use another one"
-            )
+        self._refuse_twice()
         parsed, config = parse_dsn(dsn), config or PostgresConfig()
         pool = Pool(parsed, config)
         try:
             await pool.fill()
             if _server_version is not None:
                 check_version(_server_version, parsed)
+            self._refuse_twice()  # by another task, meanwhile
         except BaseException:
             await pool.close()
             raise
         self._dsn, self._config = parsed, config
         self.manager.configure(config, _server_version)
         self._current_pools()[pool.loop] = pool
+
+    def _refuse_twice(self) -> None:
+        if self._dsn is not None:
+            raise ConfigurationError(
+                "the PostgreSQL client is connected already; close() it first, or use another one"
+            )
 
     async def close(self) -> None:
         """Close every connection; the client can be connected again. Bounded in time."""

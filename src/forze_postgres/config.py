@@ -6,13 +6,14 @@ from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import TypeAlias
 
+from forze.application.integrations.document.protocol import COMMIT_MARGIN_MS
 from forze.errors import ConfigurationError
 
 Duration: TypeAlias = timedelta | float
 """A timedelta, or seconds."""
 
-STATEMENT_TIMEOUT_LIMIT = timedelta(seconds=8)
-"""A write must end before the cache's intent of 10 s lapses, with room for clocks and a reply."""
+STATEMENT_TIMEOUT_LIMIT = timedelta(milliseconds=COMMIT_MARGIN_MS)
+"""A write is sent while the cache's announcement has this much left, and must end within it."""
 
 
 def seconds(value: Duration) -> float:
@@ -25,7 +26,7 @@ class PostgresConfig:
     """Pool and limits of one client; durations are timedeltas or seconds.
 
     A full pool makes callers wait up to ``acquire_timeout``. ``statement_timeout`` bounds each
-    statement on the server and stays below 8 s, because a cached write must end before its
+    statement on the server and is 5 s at most, because a cached write must end before its
     announcement in the cache lapses. ``idle_in_transaction_timeout`` and
     ``transaction_timeout`` (PostgreSQL 17 or later) bound transactions.
     ``statement_cache_size=0`` is for poolers that cannot keep prepared statements.
@@ -35,7 +36,7 @@ class PostgresConfig:
     max_size: int = 15
     connect_timeout: Duration = timedelta(seconds=5)
     acquire_timeout: Duration = timedelta(seconds=10)
-    statement_timeout: Duration = timedelta(seconds=5)
+    statement_timeout: Duration = timedelta(seconds=4)
     idle_in_transaction_timeout: Duration = timedelta(seconds=5)
     transaction_timeout: Duration = timedelta(seconds=60)
     application_name: str = "forze"
@@ -45,9 +46,9 @@ class PostgresConfig:
         for field in fields(self):
             if field.name.endswith("_timeout"):
                 self._check_duration(field.name, getattr(self, field.name))
-        if seconds(self.statement_timeout) >= STATEMENT_TIMEOUT_LIMIT.total_seconds():
+        if seconds(self.statement_timeout) > STATEMENT_TIMEOUT_LIMIT.total_seconds():
             raise ConfigurationError(
-                f"PostgresConfig: statement_timeout {self.statement_timeout} must be below "
+                f"PostgresConfig: statement_timeout {self.statement_timeout} must be at most "
                 f"{STATEMENT_TIMEOUT_LIMIT.total_seconds():g} s: a cached write must end before "
                 "its announcement in the cache lapses",
                 name="statement_timeout",

@@ -23,9 +23,10 @@ from forze.errors import (
     ValidationError,
 )
 from forze_postgres.config import PostgresConfig, seconds
+from forze_postgres.connection import Connection
 from forze_postgres.deadlines import ANSWER_SECONDS, answer_limit, loop_deadline
 from forze_postgres.errors import BACKEND, RAISED, is_lost, mapped
-from forze_postgres.pool import Connection, Pool
+from forze_postgres.pool import Pool
 
 if TYPE_CHECKING:
     from forze_postgres.client import PostgresClient

@@ -1,5 +1,5 @@
-from forze.testing.batteries import CacheBehaviour, CacheFailures
-from forze.testing.batteries import PointerBehaviour, PointerFailures
+from forze.testing.batteries import CacheBehaviour, CacheFailures, PointerBehaviour, PointerFailures
+
 
 class TestCache(CacheBehaviour): pass
 class TestCacheFailures(CacheFailures): pass

@@ -1,4 +1,6 @@
 from forze.testing.batteries import *
+
+
 class TestStore(StoreBehaviour): pass
 class TestStoreFailures(StoreFailures): pass
 class TestTx(TransactionBehaviour): pass

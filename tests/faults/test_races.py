@@ -263,8 +263,9 @@ async def test_an_unknown_document_gives_the_lease_back(
     await b.docs.kill(product.id)
     with pytest.raises(NotFoundError):
         await a.query.get(product.id)
-    while state(redis_server, product) is not None:
-        await asyncio.sleep(0.005)
+    async with asyncio.timeout(1):
+        while state(redis_server, product) is not None:
+            await asyncio.sleep(0.005)
     again = await b.docs.create(ProductCreate(id=product.id, name="Again", price=7))
     assert await a.price(again) == 7
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
+import asyncpg
 import pytest
 from tests.faults.world import (
     TABLE,
@@ -12,14 +14,12 @@ from tests.faults.world import (
     ProductRead,
     ProductUpdate,
     ask,
-    script,
 )
 
 from forze.application.contracts.cache import CacheSpec
 from forze.application.contracts.document import DocumentSpec
 from forze.application.execution import DepsRegistry, ExecutionRuntime, LifecyclePlan
 from forze.errors import ConfigurationError, NotFoundError, TenantRequired
-from forze.testing.proxy import RespProxy
 from forze.testing.servers import ValkeyServer
 from forze_postgres import (
     PostgresClient,
@@ -28,7 +28,6 @@ from forze_postgres import (
     postgres_lifecycle_step,
 )
 from forze_redis import RedisCacheConfig, RedisClient, RedisDepsModule, redis_lifecycle_step
-from forze_redis import cache as scripts
 
 SPEC: DocumentSpec[ProductRead, ProductCreate, ProductUpdate] = DocumentSpec(
     name="products",
@@ -64,10 +63,17 @@ def runtime(
     )
 
 
+async def waiting(connection: asyncpg.Connection[Any], queries: int) -> None:
+    """Until so many queries wait for the table."""
+    async with asyncio.timeout(2):
+        while queries > await connection.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        ):
+            await asyncio.sleep(0.01)
+
+
 @pytest.fixture
 async def tenant_table(postgres_dsn: str) -> str:
-    import asyncpg
-
     connection = await asyncpg.connect(postgres_dsn)
     await connection.execute(TABLE.replace("name text", "tenant_id text NOT NULL, name text"))
     await connection.close()
@@ -78,21 +84,24 @@ async def test_flights_of_two_tenants_are_two(
     tenant_table: str, valkey: ValkeyServer, valkey_dsn: str
 ) -> None:
     """P9: a load under way for one tenant is not joined by another."""
-    async with RespProxy(valkey.port) as proxy, runtime(tenant_table, proxy.dsn).scope() as ctx:
+    beside = await asyncpg.connect(tenant_table)
+    async with runtime(tenant_table, valkey_dsn).scope() as ctx:
         query, docs = ctx.document.query(SPEC), ctx.document.command(SPEC)
         with ctx.bind_tenant("a"):
             product = await docs.create(ProductCreate(name="of a", price=1))
-            fill = proxy.hold_request(script(scripts.FILL))
-            mine = asyncio.create_task(query.get(product.id))
-        await fill.seen()
-        with ctx.bind_tenant("b"):
-            theirs = asyncio.create_task(query.get(product.id))
-        await asyncio.sleep(0.02)
-        fill.release()
+        async with beside.transaction():
+            await beside.execute("LOCK TABLE products IN ACCESS EXCLUSIVE MODE")
+            with ctx.bind_tenant("a"):
+                mine = asyncio.create_task(query.get(product.id))
+            await waiting(beside, 1)
+            with ctx.bind_tenant("b"):
+                theirs = asyncio.create_task(query.get(product.id))
+            await waiting(beside, 2)
         assert (await mine).name == "of a"
         with pytest.raises(NotFoundError):
             await theirs
         assert ask(valkey, "EXISTS", f"app/cache/pointer/a/{product.id}") == 1
+    await beside.close()
 
 
 async def test_nothing_of_one_tenant_reaches_another(tenant_table: str, valkey_dsn: str) -> None:

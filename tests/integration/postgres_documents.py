@@ -38,6 +38,10 @@ TABLE = f"""
 """
 
 
+ENDLESS = "SELECT pg_sleep('infinity')"
+"""A statement that only ends by being cancelled, which is what tests use it for."""
+
+
 class Colour(StrEnum):
     RED = "red"
     BLUE = "blue"

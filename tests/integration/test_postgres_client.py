@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import pytest
 from tests.integration.postgres_documents import (
+    ENDLESS,
     TABLE,
     Thing,
     admin,
@@ -189,7 +190,7 @@ async def test_a_connection_handed_to_a_cancelled_caller_is_passed_on(postgres_d
 async def test_a_cancelled_statement_leaves_the_pool_whole(postgres_dsn: str, turns: int) -> None:
     async with connected(postgres_dsn, max_size=1) as client:
         pool = await client.pool()
-        task = asyncio.create_task(client.rows("SELECT pg_sleep(3)", doing="sleeping", write=True))
+        task = asyncio.create_task(client.rows(ENDLESS, doing="sleeping", write=True))
         for _ in range(turns):
             await asyncio.sleep(0.001 if turns > 6 else 0)
         task.cancel()
@@ -203,7 +204,7 @@ async def test_a_cancelled_statement_leaves_the_pool_whole(postgres_dsn: str, tu
 async def test_a_slow_statement_names_its_limit(postgres_dsn: str) -> None:
     async with connected(postgres_dsn, statement_timeout=0.05) as client:
         with pytest.raises(BackendTimeout, match="statement_timeout") as caught:
-            await client.rows("SELECT pg_sleep(3)", doing="sleeping", write=True)
+            await client.rows(ENDLESS, doing="sleeping", write=True)
         assert caught.value.outcome == "none"
         with bind_deadline(timedelta(milliseconds=20)), pytest.raises(BackendTimeout):
             await client.rows("SELECT pg_sleep(0.04)", doing="sleeping")

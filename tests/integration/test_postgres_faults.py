@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import asyncpg
 import pytest
-from tests.integration.postgres_documents import TABLE, Thing, admin, connected, store
+from tests.integration.postgres_documents import ENDLESS, TABLE, Thing, admin, connected, store
 
 from forze.application.contracts.tenancy import bind_deadline
 from forze.errors import BackendError, BackendTimeout, BackendUnavailable
@@ -217,7 +217,7 @@ async def test_a_killed_server_and_its_return(own_postgres: PostgresServer) -> N
 async def test_closing_while_statements_run(postgres_dsn: str) -> None:
     async with connected(postgres_dsn, max_size=1) as client:
         pool = await client.pool()
-        running = asyncio.create_task(client.rows("SELECT pg_sleep(3)", doing="sleeping"))
+        running = asyncio.create_task(client.rows(ENDLESS, doing="sleeping"))
         waiting = asyncio.create_task(client.rows("SELECT 1", doing="asking"))
         while not pool.waiting:
             await asyncio.sleep(0.001)

@@ -85,6 +85,7 @@ class Connection(asyncio.Protocol):
         "open",
         "received",
         "resolved",
+        "watched",
         "writes",
     )
 
@@ -110,6 +111,8 @@ class Connection(asyncio.Protocol):
         self.received = False
         self.resolved = False
         self.writes = 0
+        self.watched = False
+        """Whether the owner sweeps deadlines at present."""
 
     def send(self, packed: bytes, timeout: float) -> asyncio.Future[Reply]:
         """Queue one packed command; the future has its reply or a ``BackendError``."""
@@ -265,7 +268,8 @@ class Connection(asyncio.Protocol):
             self._transport.write(b"".join(out) if len(out) > 1 else out[0])
             out.clear()
             self.writes += 1
-            self._owner.watch()
+            if not self.watched:
+                self._owner.watch()
 
     def _refuse(self, call: Call, reply: hiredis.ReplyError) -> None:
         future, deadline, packed = call

@@ -139,6 +139,7 @@ class Link:
 
     def watch(self) -> None:
         """Start sweeping, if that is not under way."""
+        self.connection.watched = True
         if self._timer is None:
             self._heard = monotonic()
             self._arm()
@@ -314,6 +315,8 @@ class Link:
                 connection.lose()
         if connection.in_flight or self.waiting:
             self._arm()
+        else:
+            connection.watched = False
 
     def _expire_waiting(self, now: float) -> None:
         if isinstance(self.error, ConfigurationError):
