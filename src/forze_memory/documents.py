@@ -8,7 +8,6 @@ from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 import pydantic
-from forze.application.integrations.document.filters import parse_after, parse_filters, parse_sort
 from pydantic import BaseModel
 
 from forze.application.contracts.document import (
@@ -21,6 +20,7 @@ from forze.application.contracts.document import (
 )
 from forze.application.contracts.tenancy import require_tenant
 from forze.application.contracts.transaction import transaction_of
+from forze.application.integrations.document.filters import parse_after, parse_filters, parse_sort
 from forze.domain.models import Document, utcnow
 from forze.errors import (
     BackendCorrupt,

@@ -8,7 +8,6 @@ from functools import cmp_to_key
 from typing import Any
 
 from forze.application.integrations.document.filters import Condition, SortKey
-
 from forze_memory.columns import stored
 
 Columns = Mapping[str, Any]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from itertools import count
 from secrets import token_hex
@@ -129,10 +129,17 @@ class RedisPointers:
     async def read_many(self, addresses: Sequence[str], token: str) -> list[bytes | Miss]:
         tag = self._tag
         args = (tag, token, _LEASE_MS, _LIMIT)
-        replies = await self._each(READ, addresses, lambda _: args)
+        batches = list(_batches(addresses))
+        answers = await asyncio.gather(
+            *(self._client.run_cached(READ, keys, args) for keys in batches)
+        )
         if tag is not self._tag:
             raise _another_server()
-        return [reply if isinstance(reply, bytes) else _miss(reply) for reply in replies]
+        return [
+            each if isinstance(each, bytes) else _miss(each)
+            for keys, answer in zip(batches, answers, strict=True)
+            for each in (answer if len(keys) > 1 else (answer,))
+        ]
 
     async def read_large(self, address: str) -> bytes | None:
         reply = await self._client.call_large(
@@ -178,11 +185,21 @@ class RedisPointers:
                 pack("EVALSHA", LEASE.sha1, len(keys), *keys, self._tag, token, milliseconds)
             )
 
-    async def intend(self, addresses: Sequence[str], write_id: str) -> None:
-        await self._each(INTEND, addresses, lambda _: (write_id, INTENT_MS))
+    def intend(self, addresses: Sequence[str], write_id: str) -> Awaitable[None]:
+        return self._tell(INTEND, addresses, (write_id, INTENT_MS))
 
-    async def done(self, addresses: Sequence[str], write_id: str) -> None:
-        await self._each(DONE, addresses, lambda _: (write_id,))
+    def done(self, addresses: Sequence[str], write_id: str) -> Awaitable[None]:
+        return self._tell(DONE, addresses, (write_id,))
+
+    def _tell(
+        self, script: Script, addresses: Sequence[str], args: Sequence[Any]
+    ) -> Awaitable[Any]:
+        """Send now; what comes back is awaited for the answer to all of it."""
+        if len(addresses) <= KEYS_PER_CALL:
+            return self._client.run_cached(script, addresses, args)
+        return asyncio.gather(
+            *(self._client.run_cached(script, keys, args) for keys in _batches(addresses))
+        )
 
     async def clear(self) -> int:
         pattern = _GLOB.sub(r"\\\g<0>", self._keys.prefix()) + "*"
@@ -193,23 +210,6 @@ class RedisPointers:
                 removed += await self._client.call("UNLINK", *keys)
             if cursor == b"0":
                 return removed
-
-    async def _each(
-        self,
-        script: Script,
-        addresses: Sequence[str],
-        args: Callable[[Sequence[str]], Sequence[Any]],
-    ) -> list[Any]:
-        """Run ``script`` over batches sent together; the replies of all, in order."""
-        batches = list(_batches(addresses))
-        replies = await asyncio.gather(
-            *(self._client.run_cached(script, keys, args(keys)) for keys in batches)
-        )
-        return [
-            each
-            for keys, reply in zip(batches, replies, strict=True)
-            for each in (reply if isinstance(reply, list) and len(keys) > 1 else (reply,))
-        ]
 
 
 class RedisCache:

@@ -251,7 +251,11 @@ class RedisClient:
         )
 
     async def _send_large(self, packed: bytes, timeout: float) -> Reply:
-        return await execute(self.redis, packed, timeout, self._connected_to().where)
+        reply = await execute(self.redis, packed, timeout, self._connected_to().where)
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():  # redis-py can lose a cancellation on 3.11
+            raise asyncio.CancelledError
+        return reply
 
     def _connected_to(self) -> Endpoint:
         if self._endpoint is None:

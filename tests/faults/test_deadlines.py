@@ -59,7 +59,7 @@ async def test_an_unknown_commit_keeps_its_intent(
     valkey: ValkeyServer,
     valkey_dsn: str,
 ) -> None:
-    """P1: while the server may still be committing, readers see the intent and cache nothing."""
+    """P10: while the server may still be committing, readers see the intent and cache nothing."""
     await database.execute(
         """
         CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS

@@ -44,7 +44,7 @@ Sort: TypeAlias = Sequence[str]
 """Field names, ``-`` in front for descending; ``id`` is always the last tie-breaker."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: they break Generic[...] calls on 3.11
 class DocumentWriteTypes(Generic[C, U]):
     """The models a writable document is made of."""
 
@@ -53,7 +53,7 @@ class DocumentWriteTypes(Generic[C, U]):
     update_cmd: type[U] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DocumentSpec(Generic[R, C, U]):
     """A document kind. ``name`` selects the registered store; ``cache`` opts reads into caching.
 

@@ -478,7 +478,7 @@ class DocumentFailures:
     async def test_a_cancelled_reader_harms_no_other(self, document_leg: DocumentLeg) -> None:
         query, command = _ports(document_leg.ctx)
         elsewhere, _ = _ports(document_leg.other)
-        for turns in range(0, 12):
+        for turns in range(12):
             item = await command.create(_create())
             readers = [apart(_get(query, item.id)) for _ in range(4)]
             for _ in range(turns):
@@ -493,7 +493,7 @@ class DocumentFailures:
     ) -> None:
         query, command = _ports(document_leg.ctx)
         elsewhere, _ = _ports(document_leg.other)
-        for turns in range(0, 12):
+        for turns in range(12):
             item = await command.create(_create())
             await query.get(item.id)
             writer = apart(_update(command, item.id, 5))

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 E = TypeVar("E", bound=BaseException)
 
 
-class refused(Generic[E]):  # noqa: N801 - reads as a statement
+class refused(Generic[E]):
     """``with refused(SomeError, "a word of it"):`` the block must raise it, saying these words."""
 
     error: E

@@ -68,6 +68,7 @@ class DocumentCommand(Generic[R, C, U]):
         self._resolver = resolver
         self._outlets = outlets
         self._transact = transact
+        self._blank = types.domain.model_construct()
         self._whole = bool(types.domain.__pydantic_decorators__.model_validators)
 
     # -- create --------------------------------------------------------------
@@ -176,7 +177,7 @@ class DocumentCommand(Generic[R, C, U]):
 
     def _checked(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The values as the domain's fields accept them."""
-        blank = self._domain.model_construct()
+        blank = self._blank.model_copy()
         with _domain_errors(self._name):
             for name, value in values.items():
                 self._domain.__pydantic_validator__.validate_assignment(blank, name, value)

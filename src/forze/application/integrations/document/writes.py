@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from secrets import token_hex
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from forze.application.contracts.cache import PointerCache
 from forze.application.contracts.deps import Resolver
@@ -76,6 +77,15 @@ class _Announced:
         return self.intended_at is not None and may_commit(self.intended_at, now)
 
 
+class _Sent(NamedTuple):
+    """An announcement under way."""
+
+    reply: asyncio.Future[None]
+    outlet: Outlet
+    keys: int
+    at: float
+
+
 class Invalidation:
     """A write's intents, from the announcement to the end. A ``TransactionParticipant``."""
 
@@ -84,7 +94,7 @@ class Invalidation:
         self._clock = clock
         self._id = token_hex(8)
         self._told: dict[Outlet, _Announced] = {}
-        self._sending: set[asyncio.Task[None]] = set()
+        self._sent: deque[_Sent] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._namespaces: list[Outlet] = []
         self._after_commit: list[Callable[[], Awaitable[object]]] = []
@@ -106,12 +116,10 @@ class Invalidation:
         known = set(told.addresses)
         new = [each for each in dict.fromkeys(addresses) if each not in known]
         told.addresses += new
-        for start in range(0, len(new), BATCH):
-            task = self._resolver.spawn(
-                self._intend(outlet, told, new[start : start + BATCH]), name="forze-intent"
-            )
-            self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
+        now = self._clock()
+        for batch in _batches(new):
+            reply = asyncio.ensure_future(outlet.pointers.intend(batch, self._id))
+            self._sent.append(_Sent(reply, outlet, len(batch), now))
         if self._timer is None:
             self._arm()
 
@@ -125,8 +133,9 @@ class Invalidation:
 
     async def before_commit(self) -> None:
         """Wait until every intent is answered and none is old; raises to refuse the commit."""
-        while self._sending:
-            await asyncio.gather(*self._sending)
+        while self._sent:
+            await self._answered(self._sent[0])
+            self._sent.popleft()
         now = self._clock()
         if any(told.older_than(RENEW_SECONDS, now) for told in self._told.values()):
             await self._renew()
@@ -150,27 +159,27 @@ class Invalidation:
                     backend="cache",
                 )
 
-    async def _intend(self, outlet: Outlet, told: _Announced, addresses: Sequence[str]) -> None:
-        sent = self._clock()
+    async def _answered(self, sent: _Sent) -> None:
+        outlet, told = sent.outlet, self._told[sent.outlet]
         try:
-            await outlet.pointers.intend(addresses, self._id)
+            await sent.reply
         except BackendError:
             outlet.counters.intent_failures += 1
             told.failed = True
             if outlet.pointers.on_outage == "proceed":
                 outlet.journal.owe(told.addresses)
         else:
-            outlet.counters.intents += len(addresses)
-            told.intended_at = sent if told.intended_at is None else min(told.intended_at, sent)
+            outlet.counters.intents += sent.keys
+            told.intended_at = min(told.intended_at or sent.at, sent.at)
 
     async def _renew(self) -> None:
         """Prolong every intent; counts from its sending, and only if all were answered."""
         for outlet, told in tuple(self._told.items()):
             if told.failed or not told.addresses:
                 continue
-            sent, batches = self._clock(), list(_batches(told.addresses))
+            sent = self._clock()
             try:
-                await asyncio.gather(*(outlet.pointers.intend(each, self._id) for each in batches))
+                await _each(outlet.pointers.intend, told.addresses, self._id)
             except BackendError:
                 outlet.counters.lapsed_intents += not told.commits(self._clock())
                 if not outlet.pointers.available():
@@ -190,6 +199,8 @@ class Invalidation:
 
     async def after(self, outcome: Outcome, error: BackendError | None) -> None:
         """End the write: done for a known outcome; for an unknown one, once it is settled."""
+        for sent in self._sent:
+            sent.reply.add_done_callback(_unheard)
         if outcome is Outcome.UNKNOWN:
             self._resolver.spawn(self._settle(error), name="forze-unknown-write")
             return
@@ -237,9 +248,7 @@ class Invalidation:
         for _ in range(tries):
             mark = outlet.journal.now()
             try:
-                await asyncio.gather(
-                    *(outlet.pointers.done(each, self._id) for each in _batches(addresses))
-                )
+                await _each(outlet.pointers.done, addresses, self._id)
             except BackendError:
                 continue
             outlet.journal.settled(addresses, mark)
@@ -256,6 +265,22 @@ class Invalidation:
 
 def _batches(addresses: Sequence[str]) -> Iterable[Sequence[str]]:
     return (addresses[start : start + BATCH] for start in range(0, len(addresses), BATCH))
+
+
+async def _each(
+    tell: Callable[[Sequence[str], str], Awaitable[None]], addresses: Sequence[str], write_id: str
+) -> None:
+    """Tell of every address, in batches sent together."""
+    if len(addresses) <= BATCH:
+        await tell(addresses, write_id)
+    else:
+        await asyncio.gather(*(tell(batch, write_id) for batch in _batches(addresses)))
+
+
+def _unheard(reply: asyncio.Future[None]) -> None:
+    """Nobody waits for this answer any more: the write was given up before it came."""
+    if not reply.cancelled():
+        reply.exception()
 
 
 async def write_through(
