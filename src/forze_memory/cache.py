@@ -3,44 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Mapping, Sequence
 
-from forze.application.contracts.cache import CacheSpec, JsonValue
+from forze.application.contracts.cache import CacheSpec
 from forze.application.contracts.deps import Resolver
-from forze.application.contracts.transaction import open_transactions
+from forze.application.integrations.direct_cache import DIRECT, DirectCache
 from forze.application.integrations.document import protocol
-from forze.application.integrations.document.outage import Journal
-from forze.application.integrations.document.protocol import SCHEMA_CHARS, Intent, Value
-from forze.application.integrations.document.stats import CacheCounters
-from forze.application.integrations.document.writes import Invalidation, Outlet
-from forze.application.integrations.values import decode_value, encode_value
-from forze.errors import ValidationError
+from forze.application.integrations.document.protocol import Intent, Value
 from forze_memory.config import MemoryCacheConfig
-from forze_memory.pointers import (
-    GENERATION,
-    Addresses,
-    MemoryCacheServer,
-    MemoryPointers,
-    encode,
-)
-
-DIRECT = "-" * SCHEMA_CHARS
-"""Stands for a schema where a value was stored directly: no document reader takes it."""
+from forze_memory.pointers import GENERATION, Addresses, MemoryCacheServer, MemoryPointers
 
 
-class MemoryCache:
+class MemoryCache(DirectCache[str]):
     """A cache for direct use. Implements ``CachePort``."""
 
     def __init__(
         self, server: MemoryCacheServer, spec: CacheSpec, config: MemoryCacheConfig, ctx: Resolver
     ) -> None:
+        super().__init__(spec, ctx, max_value_bytes=config.max_value_bytes)
         self._server = server
         self._config = config
-        self._resolver = ctx
-        self._ttl = spec.ttl
-        self._name = spec.name
-        self._direct: Outlet | None = None
         self._addresses = Addresses(
             config.namespace or spec.name,
             tenant_aware=config.tenant_aware,
@@ -50,90 +32,40 @@ class MemoryCache:
     def pointers(self, fingerprint: str) -> MemoryPointers:
         return MemoryPointers(self._server, self._addresses, self._config, fingerprint)
 
-    async def get(self, key: str) -> JsonValue | bytes | None:
-        hits, _ = await self.get_many((key,))
-        return hits.get(key)
+    def _address(self, key: str) -> str:
+        return self._addresses.of(key)
 
-    async def get_many(self, keys: Sequence[str]) -> tuple[dict[str, JsonValue | bytes], list[str]]:
-        addresses = {key: self._addresses.of(key) for key in keys}
+    def _pointer(self, address: str) -> str:
+        return address
+
+    async def _load(self, addresses: Sequence[str]) -> list[bytes | None]:
         await asyncio.sleep(0)
-        bodies = {key: self._body(address) for key, address in addresses.items()}
-        hits = {key: decode_value(key, body) for key, body in bodies.items() if body is not None}
-        return hits, [key for key in bodies if key not in hits]
-
-    async def exists(self, key: str) -> bool:
-        address = self._addresses.of(key)
-        await asyncio.sleep(0)
-        return self._body(address) is not None
-
-    def _body(self, address: str) -> bytes | None:
         server, now = self._server, self._server.now()
-        body = server.body(address, server.pointer(address, now), now)
-        return server.plain.get(address, now) if body is None else body
+        found: list[bytes | None] = []
+        for address in addresses:
+            body = server.body(address, server.pointer(address, now), now)
+            found.append(server.plain.get(address, now) if body is None else body)
+        return found
 
-    async def set(
-        self, key: str, value: JsonValue | bytes, *, ttl: timedelta | None = None
-    ) -> None:
-        await self.set_many({key: value}, ttl=ttl)
-
-    async def set_many(
-        self, values: Mapping[str, JsonValue | bytes], *, ttl: timedelta | None = None
-    ) -> None:
-        bodies = {self._addresses.of(key): self._encoded(key, each) for key, each in values.items()}
-        life = self._life_ms(ttl)
+    async def _store(self, bodies: Mapping[str, bytes], life_ms: int) -> None:
         await asyncio.sleep(0)
         now = self._server.now()
         for address, body in bodies.items():
             self._drop_pointer(address, now)
-            self._server.plain.set(address, body, now + life, now)
+            self._server.plain.set(address, body, now + life_ms, now)
 
-    async def set_versioned(
-        self, key: str, version: str, value: JsonValue | bytes, *, ttl: timedelta | None = None
-    ) -> bool:
-        return (await self.set_many_versioned({(key, version): value}, ttl=ttl))[key, version]
-
-    async def set_many_versioned(
-        self,
-        values: Mapping[tuple[str, str], JsonValue | bytes],
-        *,
-        ttl: timedelta | None = None,
-    ) -> dict[tuple[str, str], bool]:
-        life = self._life_ms(ttl)
-        entries = [
-            (
-                each,
-                self._addresses.of(each[0]),
-                encode(each[1], "version"),
-                self._encoded(each[0], value),
-            )
-            for each, value in values.items()
-        ]
+    async def _put(self, entries: Sequence[tuple[str, str, bytes]], life_ms: int) -> list[bool]:
         await asyncio.sleep(0)
         server, now = self._server, self._server.now()
-        stored: dict[tuple[str, str], bool] = {}
-        for each, address, version, body in entries:
+        stored: list[bool] = []
+        for address, version, body in entries:
             before = server.pointer(address, now)
-            pointer, stored[each] = protocol.put(before, GENERATION + DIRECT, version, now)
-            if stored[each]:
+            pointer, accepted = protocol.put(before, GENERATION + DIRECT, version, now)
+            stored.append(accepted)
+            if accepted:
                 assert isinstance(pointer, Value)
-                server.put(address, pointer, body, life, now)
+                server.put(address, pointer, body, life_ms, now)
         return stored
-
-    async def invalidate(self, key: str) -> None:
-        await self.invalidate_many((key,))
-
-    async def invalidate_many(self, keys: Iterable[str]) -> None:
-        addresses = [self._addresses.of(key) for key in keys]
-        transactions = open_transactions()
-        if not transactions:
-            await self._remove(addresses)
-            return
-        write = Invalidation.of(transactions[-1], self._resolver)
-        write.announce(self._outlet(), addresses)
-        write.then(lambda: self._remove(addresses))
-
-    async def delete(self, key: str, *, hard: bool = True) -> bool:
-        return (await self._remove((self._addresses.of(key),), hard=hard))[0]
 
     async def _remove(self, addresses: Sequence[str], *, hard: bool = True) -> list[bool]:
         await asyncio.sleep(0)
@@ -150,21 +82,3 @@ class MemoryCache:
         if not isinstance(pointer, Intent):
             self._server.replace(address, None, now, keep_body=keep_body)
         return isinstance(pointer, Value)
-
-    def _outlet(self) -> Outlet:
-        """Where a transaction announces the keys it invalidates directly."""
-        if self._direct is None:
-            pointers = self.pointers(DIRECT)
-            self._direct = Outlet(pointers, Journal(pointers, self._resolver), CacheCounters())
-        return self._direct
-
-    def _encoded(self, key: str, value: JsonValue | bytes) -> bytes:
-        return encode_value(key, value, self._config.max_value_bytes)
-
-    def _life_ms(self, ttl: timedelta | None) -> int:
-        life = self._ttl if ttl is None else ttl
-        if life < timedelta(milliseconds=1):
-            raise ValidationError(
-                f"cache {self._name!r}: ttl must be at least a millisecond, not {life}", field="ttl"
-            )
-        return life // timedelta(milliseconds=1)

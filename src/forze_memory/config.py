@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
+from forze.application.contracts.configs import configured
 from forze.errors import ConfigurationError
 
 K = TypeVar("K")
@@ -56,13 +57,13 @@ class MemoryDocumentConfig:
             )
 
 
-def configured(cls: type[K], names: Names[K], where: str) -> dict[str, K] | None:
+def configured_all(cls: type[K], names: Names[K], where: str) -> dict[str, K] | None:
     """A config for each name; what is wrong with one is a ``ConfigurationError`` naming it."""
     if names is None:
         return None
     if not isinstance(names, Mapping):
         return {name: cls() for name in named(names, where)}
-    return {name: _one(cls, value, f"{where}[{name!r}]") for name, value in names.items()}
+    return {name: configured(cls, value, f"{where}[{name!r}]") for name, value in names.items()}
 
 
 def named(names: Iterable[str], where: str) -> tuple[str, ...]:
@@ -72,21 +73,3 @@ def named(names: Iterable[str], where: str) -> tuple[str, ...]:
             f"{where} takes several names, not one text: {{{names!r}}}", name=where
         )
     return tuple(names)
-
-
-def _one(cls: type[K], value: K | Mapping[str, Any], where: str) -> K:
-    if isinstance(value, cls):
-        return value
-    if not isinstance(value, Mapping):
-        raise ConfigurationError(
-            f"{where}: expected {cls.__name__} or a dict, not {type(value).__name__}", name=where
-        )
-    known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
-    unknown = sorted(set(value) - set(known))
-    if unknown:
-        raise ConfigurationError(
-            f"{where}: unknown key {unknown[0]!r}; {cls.__name__} has {', '.join(known)}",
-            name=str(unknown[0]),
-            known=known,
-        )
-    return cls(**value)

@@ -17,7 +17,13 @@ from forze.application.contracts.document import (
 from forze.application.contracts.transaction import TransactionDepKey
 from forze.application.execution.deps import Deps
 from forze_memory.cache import MemoryCache
-from forze_memory.config import MemoryCacheConfig, MemoryDocumentConfig, Names, configured, named
+from forze_memory.config import (
+    MemoryCacheConfig,
+    MemoryDocumentConfig,
+    Names,
+    configured_all,
+    named,
+)
 from forze_memory.documents import MemoryDocumentStore
 from forze_memory.pointers import MemoryCacheServer
 from forze_memory.transactions import MemoryDatabase
@@ -40,8 +46,10 @@ class MemoryDepsModule:
         tx: Iterable[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._documents = configured(MemoryDocumentConfig, documents, "MemoryDepsModule documents")
-        self._caches = configured(MemoryCacheConfig, caches, "MemoryDepsModule caches")
+        self._documents = configured_all(
+            MemoryDocumentConfig, documents, "MemoryDepsModule documents"
+        )
+        self._caches = configured_all(MemoryCacheConfig, caches, "MemoryDepsModule caches")
         self._routes = None if tx is None else named(tx, "MemoryDepsModule tx")
         self._database = MemoryDatabase()
         self._server = MemoryCacheServer(clock)

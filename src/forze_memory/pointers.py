@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import Callable, Sequence
 from itertools import count
 from secrets import token_hex
-from urllib.parse import quote
 
 from forze.application.contracts.cache import Fill, Miss, OnOutage
 from forze.application.contracts.tenancy import require_tenant
@@ -25,7 +24,7 @@ from forze.application.integrations.document.protocol import (
     Read,
     Value,
 )
-from forze.errors import ValidationError
+from forze.application.integrations.keys import encode_part
 from forze_memory.config import MemoryCacheConfig
 from forze_memory.keyspace import Keyspace
 
@@ -35,30 +34,22 @@ GENERATION = "inmemory"
 _MISSES = {Read.LEASED: Miss.LEASED, Read.HELD: Miss.HELD, Read.INTENT: Miss.INTENT}
 
 
-def encode(part: str, what: str = "key") -> str:
-    """``part`` so that no other part, and no two parts together, spell the same text."""
-    if not isinstance(part, str):
-        raise ValidationError(f"a {what} must be text, not {type(part).__name__}", field=what)
-    if not part:
-        raise ValidationError(f"the {what} is empty; give one that names something", field=what)
-    return quote(part, safe="", errors="surrogatepass")
-
-
 class Addresses:
     """Names the entries of one cache: namespace, tenant where there is one, key."""
 
     __slots__ = ("_resource", "prefix", "tenant_aware")
 
     def __init__(self, namespace: str, *, tenant_aware: bool, resource: str) -> None:
-        self.prefix = encode(namespace, "namespace") + "/"
+        self.prefix = encode_part(namespace, "namespace") + "/"
         self.tenant_aware = tenant_aware
         self._resource = resource
 
     def of(self, key: str) -> str:
         """The address of ``key`` under the bound tenant."""
         if not self.tenant_aware:
-            return self.prefix + encode(key)
-        return f"{self.prefix}{encode(require_tenant(self._resource), 'tenant')}/{encode(key)}"
+            return self.prefix + encode_part(key)
+        tenant = encode_part(require_tenant(self._resource), "tenant")
+        return f"{self.prefix}{tenant}/{encode_part(key)}"
 
 
 class MemoryCacheServer:

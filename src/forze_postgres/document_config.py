@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
-from typing import Any, TypeAlias, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from forze.errors import ConfigurationError
-
-K = TypeVar("K")
 
 Relation: TypeAlias = tuple[str, str]
 """``(schema, relation)``."""
@@ -105,25 +102,3 @@ def _relation(owner: str, name: str, value: Any) -> Relation:
 
 def _name(relation: str | Relation) -> str:
     return relation if isinstance(relation, str) else ".".join(relation)
-
-
-def configured(cls: type[K], value: K | Mapping[str, Any], where: str) -> K:
-    """``value`` as a ``cls``; a dict with an unknown or missing key is refused by name."""
-    if isinstance(value, cls):
-        return value
-    if not isinstance(value, Mapping):
-        raise ConfigurationError(
-            f"{where}: expected {cls.__name__} or a dict, not {type(value).__name__}", name=where
-        )
-    known = {each.name: each for each in fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(value.keys() - known.keys())
-    missing = [name for name, each in known.items() if each.default is MISSING]
-    missing = [name for name in missing if name not in value]
-    if unknown or missing:
-        problem = f"unknown key {unknown[0]!r}" if unknown else f"missing key {missing[0]!r}"
-        raise ConfigurationError(
-            f"{where}: {problem}; {cls.__name__} takes {', '.join(known)}",
-            name=(unknown or missing)[0],
-            known=known,
-        )
-    return cls(**value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias, TypeVar
 
+from forze.application.contracts.configs import configured
 from forze.application.contracts.deps import DepKey, Resolver
 from forze.application.contracts.document import (
     DocumentSpec,
@@ -21,7 +22,6 @@ from forze_postgres.document_config import (
     AnyDocumentConfig,
     PostgresDocumentConfig,
     PostgresReadOnlyDocumentConfig,
-    configured,
 )
 
 K = TypeVar("K")

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from itertools import count
 from secrets import token_hex
 from typing import Any, TypeVar
@@ -19,25 +18,19 @@ from typing import Any, TypeVar
 from forze.application.contracts.cache import (
     CacheSpec,
     Fill,
-    JsonValue,
     Miss,
     OnOutage,
 )
 from forze.application.contracts.deps import Resolver
-from forze.application.contracts.transaction import open_transactions
-from forze.application.integrations.document.outage import Journal
+from forze.application.integrations.direct_cache import DIRECT, DirectCache
 from forze.application.integrations.document.protocol import (
     INTENT_MS,
     LEASE_MS,
-    SCHEMA_CHARS,
 )
-from forze.application.integrations.document.stats import CacheCounters
-from forze.application.integrations.document.writes import Invalidation, Outlet
-from forze.application.integrations.values import decode_value, encode_value
-from forze.errors import BackendCorrupt, BackendUnavailable, ValidationError
+from forze.errors import BackendCorrupt, BackendUnavailable
 from forze_redis.client import RedisClient
 from forze_redis.config import RedisCacheConfig
-from forze_redis.keys import CacheKeys, encode, plain_of
+from forze_redis.keys import CacheKeys, plain_of
 from forze_redis.wire.scripts import Script, load_script, pack
 
 T = TypeVar("T")
@@ -212,18 +205,19 @@ class RedisPointers:
                 return removed
 
 
-class RedisCache:
+Pair = tuple[str, str]
+"""Where an entry is kept: its pointer key and its plain key."""
+
+
+class RedisCache(DirectCache[Pair]):
     """A cache for direct use. Implements ``CachePort``."""
 
     def __init__(
         self, client: RedisClient, spec: CacheSpec, config: RedisCacheConfig, resolver: Resolver
     ) -> None:
+        super().__init__(spec, resolver, max_value_bytes=config.max_value_bytes)
         self._client = client
         self._config = config
-        self._resolver = resolver
-        self._ttl = spec.ttl
-        self._name = spec.name
-        self._direct: Outlet | None = None
         self._keys = CacheKeys(
             config.namespace, tenant_aware=config.tenant_aware, resource=f"cache {spec.name!r}"
         )
@@ -231,118 +225,48 @@ class RedisCache:
     def pointers(self, fingerprint: str) -> RedisPointers:
         return RedisPointers(self._client, self._keys, self._config, fingerprint)
 
-    async def get(self, key: str) -> JsonValue | bytes | None:
-        hits, _ = await self.get_many((key,))
-        return hits.get(key)
-
-    async def get_many(self, keys: Sequence[str]) -> tuple[dict[str, JsonValue | bytes], list[str]]:
-        distinct = list(dict.fromkeys(keys))
-        bodies = await self._bodies(distinct)
-        hits = {
-            key: decode_value(key, body)
-            for key, body in zip(distinct, bodies, strict=True)
-            if body is not None
-        }
-        return hits, [key for key in distinct if key not in hits]
-
-    async def exists(self, key: str) -> bool:
-        return (await self._bodies((key,)))[0] is not None
-
-    async def _bodies(self, keys: Sequence[str]) -> list[bytes | None]:
-        """What is stored for each key; large values are fetched apart, one by one."""
-        pairs = [self._pair(key) for key in keys]
-        generation = self._client.generation
-        replies = await self._each_pair(GET, pairs, lambda _: (generation, _LIMIT))
-        for at, reply in enumerate(replies):
-            if reply == 4:
-                (replies[at],) = await self._client.call_large(
-                    "EVALSHA", GET.sha1, 2, *pairs[at], generation, "0"
-                )
-        return replies
-
-    async def set(
-        self, key: str, value: JsonValue | bytes, *, ttl: timedelta | None = None
-    ) -> None:
-        await self.set_many({key: value}, ttl=ttl)
-
-    async def set_many(
-        self, values: Mapping[str, JsonValue | bytes], *, ttl: timedelta | None = None
-    ) -> None:
-        bodies = {self._pair(key): self._body(key, value) for key, value in values.items()}
-        life = self._life_ms(ttl)
-        await self._each_pair(SET, list(bodies), lambda pairs: (life, *(bodies[p] for p in pairs)))
-
-    async def set_versioned(
-        self, key: str, version: str, value: JsonValue | bytes, *, ttl: timedelta | None = None
-    ) -> bool:
-        return (await self.set_many_versioned({(key, version): value}, ttl=ttl))[key, version]
-
-    async def set_many_versioned(
-        self,
-        values: Mapping[tuple[str, str], JsonValue | bytes],
-        *,
-        ttl: timedelta | None = None,
-    ) -> dict[tuple[str, str], bool]:
-        life, tag = self._life_ms(ttl), self._client.generation + DIRECT
-        entries = [
-            (self._keys.pointer(key), encode(version, "version"), self._body(key, value))
-            for (key, version), value in values.items()
-        ]
-        stored: list[Any] = []
-        for start in range(0, len(entries), KEYS_PER_CALL):
-            batch = entries[start : start + KEYS_PER_CALL]
-            args = [part for _, version, body in batch for part in (version, body)]
-            stored += await self._client.run_cached(
-                PUT, [pointer for pointer, _, _ in batch], (tag, life, *args)
-            )
-        return {each: bool(ok) for each, ok in zip(values, stored, strict=True)}
-
-    async def invalidate(self, key: str) -> None:
-        await self.invalidate_many((key,))
-
-    async def invalidate_many(self, keys: Iterable[str]) -> None:
-        pairs = [self._pair(key) for key in keys]
-        transactions = open_transactions()
-        if not transactions:
-            await self._each_pair(REMOVE, pairs, lambda _: ("1",))
-            return
-        write = Invalidation.of(transactions[-1], self._resolver)
-        write.announce(self._outlet(), [pointer for pointer, _ in pairs])
-        write.then(lambda: self._each_pair(REMOVE, pairs, lambda _: ("1",)))
-
-    async def delete(self, key: str, *, hard: bool = True) -> bool:
-        removed = await self._each_pair(
-            REMOVE, (self._pair(key),), lambda _: ("1" if hard else "0",)
-        )
-        return bool(removed[0])
-
-    def _outlet(self) -> Outlet:
-        """Where a transaction announces the keys it invalidates directly."""
-        if self._direct is None:
-            pointers = self.pointers(DIRECT)
-            self._direct = Outlet(pointers, Journal(pointers, self._resolver), CacheCounters())
-        return self._direct
-
-    def _pair(self, key: str) -> tuple[str, str]:
+    def _address(self, key: str) -> Pair:
         pointer = self._keys.pointer(key)
         return pointer, plain_of(pointer)
 
-    def _body(self, key: str, value: JsonValue | bytes) -> bytes:
-        return encode_value(key, value, self._config.max_value_bytes)
+    def _pointer(self, address: Pair) -> str:
+        return address[0]
 
-    def _life_ms(self, ttl: timedelta | None) -> int:
-        life = self._ttl if ttl is None else ttl
-        if life < timedelta(milliseconds=1):
-            raise ValidationError(
-                f"cache {self._name!r}: ttl must be at least a millisecond, not {life}", field="ttl"
-            )
-        return life // timedelta(milliseconds=1)
+    async def _load(self, addresses: Sequence[Pair]) -> list[bytes | None]:
+        """Large values are fetched apart, one by one."""
+        generation = self._client.generation
+        replies = await self._each(GET, addresses, lambda _: (generation, _LIMIT))
+        for at, reply in enumerate(replies):
+            if reply == 4:
+                (replies[at],) = await self._client.call_large(
+                    "EVALSHA", GET.sha1, 2, *addresses[at], generation, "0"
+                )
+        return replies
 
-    async def _each_pair(
+    async def _store(self, bodies: Mapping[Pair, bytes], life_ms: int) -> None:
+        await self._each(
+            SET, list(bodies), lambda pairs: (life_ms, *(bodies[pair] for pair in pairs))
+        )
+
+    async def _put(self, entries: Sequence[tuple[Pair, str, bytes]], life_ms: int) -> list[bool]:
+        tag = self._client.generation + DIRECT
+        stored: list[bool] = []
+        for batch in _batches(entries):
+            args = [part for _, version, body in batch for part in (version, body)]
+            pointers = [pair[0] for pair, _, _ in batch]
+            replies = await self._client.run_cached(PUT, pointers, (tag, life_ms, *args))
+            stored += map(bool, replies)
+        return stored
+
+    async def _remove(self, addresses: Sequence[Pair], *, hard: bool = True) -> list[bool]:
+        replies = await self._each(REMOVE, addresses, lambda _: ("1" if hard else "0",))
+        return [bool(each) for each in replies]
+
+    async def _each(
         self,
         script: Script,
-        pairs: Sequence[tuple[str, str]],
-        args: Callable[[Sequence[tuple[str, str]]], Sequence[Any]],
+        pairs: Sequence[Pair],
+        args: Callable[[Sequence[Pair]], Sequence[Any]],
     ) -> list[Any]:
         """Run ``script`` over batches of pairs; the replies of all, in order."""
         replies: list[Any] = []
@@ -351,10 +275,6 @@ class RedisCache:
             reply = await self._client.run_cached(script, keys, args(batch))
             replies += reply if isinstance(reply, list) else (reply,)
         return replies
-
-
-DIRECT = "-" * SCHEMA_CHARS
-"""Stands for a schema where a value was stored directly: no document reader takes it."""
 
 
 def _another_server() -> BackendUnavailable:

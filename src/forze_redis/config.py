@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from forze.application.contracts.cache import OnOutage
 from forze.errors import ConfigurationError
-
-K = TypeVar("K")
 
 MIB = 1024 * 1024
 
@@ -48,25 +45,3 @@ class RedisCacheConfig:
                 f"RedisCacheConfig: max_value_bytes must be at least 1, not {self.max_value_bytes}",
                 name="max_value_bytes",
             )
-
-
-def configured(cls: type[K], value: K | Mapping[str, Any], where: str) -> K:
-    """``value`` as a ``cls``; a dict with an unknown or missing key is refused by name."""
-    if isinstance(value, cls):
-        return value
-    if not isinstance(value, Mapping):
-        raise ConfigurationError(
-            f"{where}: expected {cls.__name__} or a dict, not {type(value).__name__}", name=where
-        )
-    known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
-    unknown = sorted(set(value) - set(known))
-    if unknown:
-        raise ConfigurationError(
-            f"{where}: unknown key {unknown[0]!r}; {cls.__name__} has {', '.join(known)}",
-            name=str(unknown[0]),
-            known=known,
-        )
-    try:
-        return cls(**value)
-    except TypeError as error:
-        raise ConfigurationError(f"{where}: {cls.__name__}: {error}", name=where) from None

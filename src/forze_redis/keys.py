@@ -12,29 +12,15 @@ The tenant stands behind the fixed prefix, so that one prefix covers every tenan
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from urllib.parse import quote
 
 from forze.application.contracts.tenancy import require_tenant
-from forze.errors import ConfigurationError, ValidationError
+from forze.application.integrations.keys import encode_part
+from forze.errors import ConfigurationError
 
 POINTER = "/cache/pointer/"
 PLAIN = "/cache/kv/"
 BODY = "/cache/body/"
-
-_plain = re.compile(r"[A-Za-z0-9_.~:-]+").fullmatch
-
-
-def encode(part: str, what: str = "key") -> str:
-    """``part`` with everything but letters, digits and ``_.~:-`` percent-encoded (UTF-8)."""
-    if _plain(part):
-        return part
-    if not isinstance(part, str):
-        raise ValidationError(f"a {what} must be text, not {type(part).__name__}", field=what)
-    if not part:
-        raise ValidationError(f"the {what} is empty; give one that names something", field=what)
-    return quote(part, safe=":", errors="surrogatepass")
 
 
 class CacheKeys:
@@ -52,19 +38,19 @@ class CacheKeys:
         self._namespace = namespace
         self._tenant_aware = tenant_aware
         self._resource = resource
-        self._fixed = None if callable(namespace) else encode(namespace, "namespace") + POINTER
+        self._fixed = None if callable(namespace) else encode_part(namespace, "namespace") + POINTER
         self.tenant_aware = tenant_aware or callable(namespace)
 
     def pointer(self, key: str) -> str:
         """The pointer key of ``key`` under the bound tenant."""
-        plain = key if _plain(key) else encode(key)
+        plain = encode_part(key)
         if not self.tenant_aware:
             return f"{self._fixed}{plain}"
         tenant = require_tenant(self._resource)
         prefix = self._fixed or self._dynamic(tenant)
-        return (
-            f"{prefix}{encode(tenant, 'tenant')}/{plain}" if self._tenant_aware else prefix + plain
-        )
+        if self._tenant_aware:
+            prefix += encode_part(tenant, "tenant") + "/"
+        return prefix + plain
 
     def prefix(self) -> str:
         """What every pointer of the namespace begins with; dynamic: of the bound tenant's."""
@@ -79,7 +65,7 @@ class CacheKeys:
                 "the function must return text that is not empty",
                 name="namespace",
             )
-        return encode(namespace, "namespace") + POINTER
+        return encode_part(namespace, "namespace") + POINTER
 
 
 def plain_of(pointer: str) -> str:

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from forze.application.contracts.cache import CacheDepKey, CacheFactory, CachePort, CacheSpec
+from forze.application.contracts.configs import configured
 from forze.application.contracts.deps import DepKey, Resolver
 from forze.application.execution.deps import Deps
 from forze_redis.cache import RedisCache
 from forze_redis.client import RedisClient, RedisClientDepKey
-from forze_redis.config import RedisCacheConfig, configured
+from forze_redis.config import RedisCacheConfig
 
 
 class RedisDepsModule:

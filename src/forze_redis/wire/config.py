@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import timedelta
 
+from forze.application.contracts.configs import configured
 from forze.errors import ConfigurationError
 
 
@@ -62,17 +63,7 @@ class RedisConfig:
     @classmethod
     def of(cls, given: RedisConfig | dict[str, object] | None) -> RedisConfig:
         """A config from one, from a dict with the same keys, or the defaults."""
-        if isinstance(given, RedisConfig):
-            return given
-        known = {each.name for each in fields(cls)}
-        for name in given or {}:
-            if name not in known:
-                raise ConfigurationError(
-                    f"RedisConfig has no {name!r}; it has: {', '.join(sorted(known))}",
-                    name=name,
-                    known=known,
-                )
-        return cls(**(given or {}))  # type: ignore[arg-type] # checked by __post_init__
+        return configured(cls, {} if given is None else given, "RedisConfig")
 
 
 def _refuse(name: str, must_be: str) -> None:
