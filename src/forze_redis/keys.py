@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from forze.application.contracts.tenancy import require_tenant
-from forze.application.integrations.keys import encode_part
+from forze.application.integrations.keys import encode_part, is_plain
 from forze.errors import ConfigurationError
 
 POINTER = "/cache/pointer/"
@@ -43,7 +43,7 @@ class CacheKeys:
 
     def pointer(self, key: str) -> str:
         """The pointer key of ``key`` under the bound tenant."""
-        plain = encode_part(key)
+        plain = key if key.__class__ is str and is_plain(key) else encode_part(key)
         if not self.tenant_aware:
             return f"{self._fixed}{plain}"
         tenant = require_tenant(self._resource)

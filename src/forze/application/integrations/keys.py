@@ -7,7 +7,8 @@ from urllib.parse import quote
 
 from forze.errors import ValidationError
 
-_plain = re.compile(r"[A-Za-z0-9_.~:-]+").fullmatch
+is_plain = re.compile(r"[A-Za-z0-9_.~:-]+").fullmatch
+"""Whether text is a key part as it is."""
 
 
 def encode_part(part: str, what: str = "key") -> str:
@@ -17,7 +18,7 @@ def encode_part(part: str, what: str = "key") -> str:
     """
     if not isinstance(part, str):
         raise ValidationError(f"a {what} must be text, not {type(part).__name__}", field=what)
-    if _plain(part):
+    if is_plain(part):
         return part
     if not part:
         raise ValidationError(f"the {what} is empty; give one that names something", field=what)
