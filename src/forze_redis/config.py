@@ -17,7 +17,8 @@ class RedisCacheConfig:
 
     ``on_outage``: ``"proceed"`` lets writes go on when the cache cannot be told of them
     (other processes may then serve the old value up to its TTL), ``"refuse"`` fails them
-    before they commit. Values above ``max_value_bytes`` are not stored.
+    before they commit. Values above ``max_value_bytes`` are not stored. ``invalidation_push``
+    concerns an in-process L1, and has no effect without one.
     """
 
     namespace: str | Callable[[str], str]

@@ -23,6 +23,9 @@ from forze.application.integrations.document.query import DocumentQuery
 from forze.application.integrations.document.writes import Outlet
 from forze.errors import ConfigurationError
 
+NOT_YET = ("l1", "early_refresh_beta", "sliding_ttl")
+"""Options of ``CacheSpec`` that the read-through refuses rather than ignores."""
+
 Transact = Callable[[str, Any], Any]
 
 
@@ -111,6 +114,13 @@ class DocumentPorts:
     ) -> Coordinator[Any] | None:
         if spec.cache is None:
             return None
+        for option in NOT_YET:
+            if getattr(spec.cache, option) is not None:
+                raise ConfigurationError(
+                    f"document {spec.name!r}: CacheSpec.{option} is not in this version; leave it "
+                    "out (reads are cached without it)",
+                    name=option,
+                )
         relations = store.relations
         scope = "\0".join((spec.name, *sorted(relations.reads)))
         codec = DocumentCodec(spec.read, scope)
