@@ -18,6 +18,13 @@ def test_the_ttl_is_shortened_by_the_dice_and_never_prolonged() -> None:
     assert lifetime(spec, NOW, NOW, 1.0) == timedelta(seconds=100) * (1 - JITTER)
 
 
+def test_an_entry_lives_no_longer_than_its_pointer() -> None:
+    short, long = timedelta(seconds=5), timedelta(seconds=50)
+    for pointer, life in ((short, short), (long, timedelta(seconds=10))):
+        spec = CacheSpec(name="things", ttl=timedelta(seconds=10), ttl_pointer=pointer)
+        assert lifetime(spec, NOW, NOW, 0.0) == life
+
+
 @pytest.mark.parametrize(
     ("age", "life"),
     [
