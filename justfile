@@ -13,42 +13,42 @@ default:
 
 # Cached reads on servers of its own, step by step
 demo: _setup
-    @{{ python }} examples/recipes/cache_reads/main.py
+    @"{{ python }}" examples/recipes/cache_reads/main.py
 
 # Run the tests; arguments go to pytest
 test *args: _setup
-    @{{ python }} -m pytest "$@"
+    @"{{ python }}" -m pytest "$@"
 
 # Check style, imports between layers, and formatting
 lint: _setup
-    @{{ python }} -m ruff check .
-    @{{ python }} -m ruff format --check .
-    @{{ venv }}/bin/lint-imports --no-cache
+    @"{{ python }}" -m ruff check .
+    @"{{ python }}" -m ruff format --check .
+    @"{{ venv }}/bin/lint-imports" --no-cache
 
 # Check types, strictly
 types: _setup
-    @{{ python }} -m mypy --strict src tests
+    @"{{ python }}" -m mypy --strict src tests
 
 # Put the code into the project's format
 fmt: _setup
-    @{{ python }} -m ruff check --fix .
-    @{{ python }} -m ruff format .
+    @"{{ python }}" -m ruff check --fix .
+    @"{{ python }}" -m ruff format .
 
 # Check the documentation: links, runnable blocks, promises and their tests
 docs: _setup
-    @{{ python }} -m pytest -q tests/architecture/test_docs.py
+    @"{{ python }}" -m pytest -q tests/architecture/test_docs.py
 
 # Plant each known mistake in a copy of the source; the test named beside it must fail
 mutants *args: _setup
-    @{{ python }} -m tests.mutants.run "$@"
+    @"{{ python }}" -m tests.mutants.run "$@"
 
 # Explore every interleaving of the shipped protocol
 model *args: _setup
-    @{{ python }} -m tests.model.checker "$@"
+    @"{{ python }}" -m tests.model.checker "$@"
 
 # Measure against redis-py and PostgreSQL, side by side (minutes)
 bench *args: _setup
-    @{{ python }} -m bench "$@"
+    @"{{ python }}" -m bench "$@"
 
 # Everything the project requires of a change
 ci:
@@ -60,8 +60,8 @@ _setup:
     set -euo pipefail
     cd "{{ justfile_directory() }}"
     wanted=$(cat requirements-dev.txt pyproject.toml | cksum)
-    [ -x "{{ python }}" ] && [ "$(cat "{{ venv }}/.forze-ready" 2>/dev/null)" = "$wanted" ] && exit 0
+    [ -x ""{{ python }}"" ] && [ "$(cat "{{ venv }}/.forze-ready" 2>/dev/null)" = "$wanted" ] && exit 0
     echo "setting up {{ venv }} ..." >&2
-    [ -x "{{ python }}" ] || uv venv --quiet --python '>=3.11' "{{ venv }}"
-    uv pip install --quiet --python "{{ python }}" -r requirements-dev.txt -e '.[all]'
+    [ -x ""{{ python }}"" ] || uv venv --quiet --python '>=3.11' "{{ venv }}"
+    uv pip install --quiet --python ""{{ python }}"" -r requirements-dev.txt -e '.[all]'
     echo "$wanted" > "{{ venv }}/.forze-ready"

@@ -166,6 +166,10 @@ class BackendError(ForzeError):
         """Whether the write stands although the call failed."""
         return self.outcome == "committed"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # `still_running` asks over a connection of this process: it does not travel.
+        return _rebuild, (type(self), self.args, {**self.__dict__, "still_running": None})
+
 
 class BackendTimeout(BackendError):
     """The server did not answer in time; it may or may not have done the work."""

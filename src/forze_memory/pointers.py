@@ -216,10 +216,13 @@ class MemoryPointers:
         for address in addresses:
             server.replace(address, transition(server.pointer(address, now)), now)
 
-    async def clear(self) -> int:
+    def namespace(self, address: str | None = None) -> str:
+        return self._addresses.prefix
+
+    async def clear(self, namespace: str) -> int:
         await asyncio.sleep(0)
         now, pointers = self._server.now(), self._server.pointers
-        mine = [key for key in pointers.keys() if key.startswith(self._addresses.prefix)]  # noqa: SIM118
+        mine = [key for key in pointers.keys() if key.startswith(namespace)]  # noqa: SIM118
         there = [key for key in mine if pointers.get(key, now) is not None]
         for address in mine:
             self._server.replace(address, None, now)

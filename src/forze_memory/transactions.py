@@ -84,6 +84,7 @@ class MemorySession:
 
     async def lock(self, table: Table, pk: UUID, until: float | None) -> None:
         """Make the row this transaction's own; waits for another one's end, at most ``until``."""
+        self._refuse_ended(table)
         while (holder := table.locks.get(pk)) is not None and holder is not self:
             self._refuse_deadlock(holder, table, pk)
             self.waits_for = holder
@@ -98,6 +99,7 @@ class MemorySession:
                 ) from None
             finally:
                 self.waits_for = None
+            self._refuse_ended(table)
         if holder is None:
             table.locks[pk] = self
             self._locked.append((table, pk))
@@ -117,6 +119,14 @@ class MemorySession:
                     resource=table.name,
                 )
             holder = holder.waits_for
+
+    def _refuse_ended(self, table: Table) -> None:
+        if self._ended.is_set():
+            raise ConflictError(
+                f"{table.name}: the transaction ended while a task begun in it was still writing; "
+                "await the task inside the block",
+                resource=table.name,
+            )
 
     def _refuse_lost_update(self, table: Table, pk: UUID) -> None:
         mine = pk in self._changes.get(table, {})

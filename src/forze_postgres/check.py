@@ -31,7 +31,7 @@ class Wanted:
         self.tenant_aware = config.tenant_aware
         self.cached = spec.cache is not None
         self.ttl_only = config.ttl_only
-        self.invalidating = config.invalidating
+        self.invalidating = config.invalidating | config.dropping
         self.names = [self.read] + ([self.write] if self.write not in (None, self.read) else [])
 
 
@@ -91,6 +91,6 @@ def _unseen(wanted: Wanted, read: Shape) -> list[str]:
         return []
     return [
         f"{read.name} is a view of {', '.join(unseen)}, and a write there would leave cached "
-        f"entries stale; name {'it' if len(unseen) == 1 else 'them'} in invalidated_by=, or say "
-        "ttl_only=True"
+        f"entries stale; name {'it' if len(unseen) == 1 else 'them'} in invalidated_by= (its ids "
+        "are those of the documents) or dropped_by= (they are others), or say ttl_only=True"
     ]

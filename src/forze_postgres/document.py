@@ -45,7 +45,7 @@ from forze_postgres.client import PostgresClient
 from forze_postgres.columns import Columns
 from forze_postgres.document_config import AnyDocumentConfig, PostgresDocumentConfig
 from forze_postgres.sql import Arguments, after_sql, condition_sql, order_sql
-from forze_postgres.statements import Statements
+from forze_postgres.statements import TENANT, Statements
 from forze_postgres.transaction import PostgresTransactionManager
 
 OWN_FIELDS = frozenset({"id", "rev", "created_at", "last_update_at"})
@@ -86,11 +86,13 @@ class PostgresDocumentStore(Generic[R]):
         self._relations = Relations(
             reads=frozenset({shown(config.read)}) | writes | config.invalidating,
             writes=writes,
+            joined=config.dropping,
             ttl_only=config.ttl_only,
             tenant_aware=config.tenant_aware,
         )
         self._wanted = Wanted(spec, config, self._columns, self._stored)
         self._checked = False
+        self._uuid_tenants = False
         self._checks: dict[asyncio.AbstractEventLoop, asyncio.Lock] = {}
 
     @property
@@ -115,13 +117,16 @@ class PostgresDocumentStore(Generic[R]):
             [relation for _, relation in names],
             doing=f"checking the relations of {self._name}",
         )
-        wrong = problems(self._wanted, shapes(rows))
+        found = shapes(rows)
+        wrong = problems(self._wanted, found)
         if wrong:
             raise ConfigurationError(
                 f"document {self._name!r} does not fit the database: {'; '.join(wrong)}. "
                 "Migrate the database, or change the models or the config",
                 name=self._name,
             )
+        tenant = found[self._wanted.read].columns.get(TENANT)
+        self._uuid_tenants = tenant is not None and tenant.type == "uuid"
         self._checked = True
 
     async def _ready(self) -> None:
@@ -307,7 +312,17 @@ class PostgresDocumentStore(Generic[R]):
     # -- inside --------------------------------------------------------------
 
     def _tenant(self) -> tuple[str, ...]:
-        return (require_tenant(f"document {self._name!r}"),) if self._tenant_aware else ()
+        if not self._tenant_aware:
+            return ()
+        tenant = require_tenant(f"document {self._name!r}")
+        if self._uuid_tenants and not _canonical(tenant):
+            raise ValidationError(
+                f"document {self._name!r}: its tenants are UUIDs and {tenant!r} is not the "
+                "canonical text of one; bind the UUID itself (one tenant under two spellings "
+                "would be two in the cache)",
+                field="tenant",
+            )
+        return (tenant,)
 
     def _writable(self) -> Columns[Document]:
         if self._stored is None:
@@ -388,3 +403,10 @@ class PostgresDocumentStore(Generic[R]):
 
 def _texts(ids: Sequence[UUID]) -> list[str]:
     return [str(each) for each in ids]
+
+
+def _canonical(tenant: str) -> bool:
+    try:
+        return str(UUID(tenant)) == tenant
+    except ValueError:
+        return False

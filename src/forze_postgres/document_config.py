@@ -18,14 +18,17 @@ class PostgresReadOnlyDocumentConfig:
     """A document kind that is only read. ``read`` is ``(schema, relation)``, a table or a view.
 
     ``tenant_aware``: the relation has a column ``tenant_id`` (uuid or text), and every read is
-    confined to the bound tenant. A cached document over a view names the tables behind it in
-    ``invalidated_by`` (``"schema.table"`` or a pair), so that writes to them invalidate it, or
-    says ``ttl_only=True``: entries then live out their TTL.
+    confined to the bound tenant. A cached document over a view names every table behind it
+    (``"schema.table"`` or a pair): in ``invalidated_by`` where a row of the table has the id of
+    the document it shows in, so that a write invalidates that document; in ``dropped_by``
+    where ids differ (a joined table), so that a write drops everything cached of this kind,
+    which scans the cache. Or it says ``ttl_only=True``: entries then live out their TTL.
     """
 
     read: Relation
     tenant_aware: bool = False
     invalidated_by: tuple[str | Relation, ...] = ()
+    dropped_by: tuple[str | Relation, ...] = ()
     ttl_only: bool = False
 
     def __post_init__(self) -> None:
@@ -35,6 +38,11 @@ class PostgresReadOnlyDocumentConfig:
     def invalidating(self) -> frozenset[str]:
         """``invalidated_by`` as ``schema.relation``."""
         return frozenset(_name(each) for each in self.invalidated_by)
+
+    @property
+    def dropping(self) -> frozenset[str]:
+        """``dropped_by`` as ``schema.relation``."""
+        return frozenset(_name(each) for each in self.dropped_by)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +57,7 @@ class PostgresDocumentConfig:
     write: Relation
     tenant_aware: bool = False
     invalidated_by: tuple[str | Relation, ...] = ()
+    dropped_by: tuple[str | Relation, ...] = ()
     ttl_only: bool = False
 
     def __post_init__(self) -> None:
@@ -58,6 +67,11 @@ class PostgresDocumentConfig:
     def invalidating(self) -> frozenset[str]:
         """``invalidated_by`` as ``schema.relation``."""
         return frozenset(_name(each) for each in self.invalidated_by)
+
+    @property
+    def dropping(self) -> frozenset[str]:
+        """``dropped_by`` as ``schema.relation``."""
+        return frozenset(_name(each) for each in self.dropped_by)
 
 
 AnyDocumentConfig: TypeAlias = PostgresDocumentConfig | PostgresReadOnlyDocumentConfig
@@ -71,15 +85,15 @@ def _check(config: AnyDocumentConfig) -> None:
     for name in ("tenant_aware", "ttl_only"):
         if not isinstance(getattr(config, name), bool):
             raise ConfigurationError(f"{owner}: {name} is True or False", name=name)
-    others: Any = config.invalidated_by
-    if isinstance(others, str):
-        raise ConfigurationError(
-            f"{owner}: invalidated_by takes several names; write ({others!r},)",
-            name="invalidated_by",
-        )
-    pairs = (each.split(".") if isinstance(each, str) else each for each in others)
-    named = tuple(_relation(owner, "invalidated_by", each) for each in pairs)
-    object.__setattr__(config, "invalidated_by", named)
+    for name in ("invalidated_by", "dropped_by"):
+        others: Any = getattr(config, name)
+        if isinstance(others, str):
+            raise ConfigurationError(
+                f"{owner}: {name} takes several names; write ({others!r},)", name=name
+            )
+        pairs = (each.split(".") if isinstance(each, str) else each for each in others)
+        named = tuple(_relation(owner, name, each) for each in pairs)
+        object.__setattr__(config, name, named)
 
 
 def _relation(owner: str, name: str, value: Any) -> Relation:

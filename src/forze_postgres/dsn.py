@@ -116,7 +116,14 @@ def parse_dsn(dsn: str) -> Dsn:
         if name == "sslmode" and value == "true":
             value = "require"
         if name not in KEYWORDS:
-            raise _malformed(dsn, f"it has the unknown keyword {name!r}", known=KEYWORDS)
+            # What is behind an unknown keyword may be a password: only the names are shown.
+            raise ConfigurationError(
+                f"the PostgreSQL DSN has the unknown keyword {name!r} beside "
+                f"{', '.join(sorted({each for each, _ in pairs} & KEYWORDS)) or 'no other'}; "
+                "see libpq's connection parameters",
+                name="dsn",
+                known=KEYWORDS,
+            )
         keywords[name] = value
     return _dsn(dsn, keywords)
 

@@ -134,6 +134,10 @@ BY_CLASS: dict[str, Make] = {
 """The classes of SQLSTATE, PostgreSQL's own and the standard's that it uses."""
 
 
+WHOLE_ROW = frozenset({"23502", "23514"})
+"""Their detail quotes the row, secrets included; constraint and column say enough."""
+
+
 def is_lost(error: BaseException) -> bool:
     """Whether the answer was lost, so that what was sent may have taken effect.
 
@@ -179,7 +183,7 @@ def _words(error: asyncpg.PostgresError) -> str:
     """The server's message and detail, and the names it gives."""
     parts = [str(getattr(error, "message", None) or error.args[0] if error.args else error)]
     detail = getattr(error, "detail", None)
-    if detail:
+    if detail and error.sqlstate not in WHOLE_ROW:
         parts.append(f"({detail.rstrip('.')})")
     names = [
         f"{what} {name!r}"

@@ -34,8 +34,10 @@ class PostgresDepsModule:
 
     ``rw_documents`` and ``ro_documents`` map ``DocumentSpec.name`` to a config or a dict with
     its keys. Every name in ``tx`` is a route of ``ctx.transaction(name)``; all routes of one
-    client are the same transactions, so that they join. Raises ``ConfigurationError`` for an
-    unknown key, an empty name, or one name twice.
+    client are the same transactions, so that they join. A runtime with several databases gives
+    each module but one a ``name``: its client is registered under that route of
+    ``PostgresClientDepKey``. Raises ``ConfigurationError`` for an unknown key, an empty name,
+    or one name twice.
     """
 
     def __init__(
@@ -45,7 +47,9 @@ class PostgresDepsModule:
         rw_documents: Configs[PostgresDocumentConfig] | None = None,
         ro_documents: Configs[PostgresReadOnlyDocumentConfig] | None = None,
         tx: Iterable[str] = (),
+        name: str | None = None,
     ) -> None:
+        self._name = name
         self._client = client
         rw = _configs(PostgresDocumentConfig, rw_documents or {}, "rw_documents")
         ro = _configs(PostgresReadOnlyDocumentConfig, ro_documents or {}, "ro_documents")
@@ -67,7 +71,9 @@ class PostgresDepsModule:
             },
             TransactionDepKey: dict.fromkeys(self._routes, self._client.manager),
         }
-        return Deps(plain={PostgresClientDepKey: self._client}, routed=routed)
+        if self._name is None:
+            return Deps(plain={PostgresClientDepKey: self._client}, routed=routed)
+        return Deps(routed={**routed, PostgresClientDepKey: {self._name: self._client}})
 
     def _factory(self, config: AnyDocumentConfig) -> DocumentStoreFactory:
         def documents(ctx: Resolver, spec: DocumentSpec[Any, Any, Any]) -> DocumentStore[Any]:

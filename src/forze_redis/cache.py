@@ -30,7 +30,7 @@ from forze.application.integrations.document.protocol import (
 from forze.errors import BackendCorrupt, BackendUnavailable
 from forze_redis.client import RedisClient
 from forze_redis.config import RedisCacheConfig
-from forze_redis.keys import CacheKeys, plain_of
+from forze_redis.keys import POINTER, CacheKeys, plain_of
 from forze_redis.wire.scripts import Script, load_script, pack
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ SHARED_LIMIT_BYTES = 256 * 1024
 LARGE_FILL_BYTES = SHARED_LIMIT_BYTES // 2
 """So do fills above this: with its arguments a call stays below what the connection takes."""
 
-LARGE_SECONDS = 1.0
+LARGE_SECONDS = 0.25
 """How long a large body may take on its own connection."""
 
 READ = load_script("read")
@@ -194,8 +194,12 @@ class RedisPointers:
             *(self._client.run_cached(script, keys, args) for keys in _batches(addresses))
         )
 
-    async def clear(self) -> int:
-        pattern = _GLOB.sub(r"\\\g<0>", self._keys.prefix()) + "*"
+    def namespace(self, address: str | None = None) -> str:
+        prefix = self._keys.prefix() if address is None else address
+        return prefix[: prefix.index(POINTER)]
+
+    async def clear(self, namespace: str) -> int:
+        pattern = _GLOB.sub(r"\\\g<0>", namespace + POINTER) + "*"
         removed, cursor = 0, b"0"
         while True:
             cursor, keys = await self._client.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)

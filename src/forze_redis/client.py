@@ -34,7 +34,7 @@ from forze_redis.wire.availability import Availability
 from forze_redis.wire.config import RedisConfig, seconds
 from forze_redis.wire.connection import Reply
 from forze_redis.wire.dsn import Endpoint, parse_dsn
-from forze_redis.wire.link import Link, Listeners
+from forze_redis.wire.link import Link, Listeners, weakly
 from forze_redis.wire.pool import LARGE_BYTES, execute
 from forze_redis.wire.scripts import Script, pack
 
@@ -93,10 +93,12 @@ class RedisClient:
         self._endpoint, self._config = endpoint, config
         self._timeout = seconds(config.socket_timeout)
         self._cache_timeout = seconds(config.cache_timeout)
-        self._availability.restored()
+        returned = self._availability.restored()
         link = self._relink()
         try:
             await link.first_attempt()
+            for callback in returned:
+                callback()
         except BackendUnavailable as error:
             if config.require_at_start:
                 await self.close()
@@ -210,18 +212,18 @@ class RedisClient:
         Called in the event loop before any call that waits is sent; what the callback
         sends goes first. It must not block.
         """
-        self._availability.on_recovery(callback)
+        self._availability.on_recovery(weakly(callback))
 
     def on_reconnect(self, callback: Callable[[str, str], None]) -> None:
         """Call back with the old and the new generation after each connect, the first included.
 
         Before :meth:`on_recovery`; also when the generation changes on a standing connection.
         """
-        self._listeners.reconnect.append(callback)
+        self._listeners.reconnect.append(weakly(callback))
 
     def on_push(self, callback: Callable[[list[Any]], None]) -> None:
         """Call back with every push message of the server, in the order it sent them."""
-        self._listeners.push.append(callback)
+        self._listeners.push.append(weakly(callback))
 
     async def health(self) -> RedisHealth:
         """Ask the server for a sign of life; never raises, takes a second at most."""

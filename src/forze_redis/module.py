@@ -7,7 +7,7 @@ from typing import Any
 
 from forze.application.contracts.cache import CacheDepKey, CacheFactory, CachePort, CacheSpec
 from forze.application.contracts.configs import configured
-from forze.application.contracts.deps import DepKey, Resolver
+from forze.application.contracts.deps import Resolver
 from forze.application.execution.deps import Deps
 from forze_redis.cache import RedisCache
 from forze_redis.client import RedisClient, RedisClientDepKey
@@ -18,7 +18,8 @@ class RedisDepsModule:
     """Registers ``client``, and each cache under the name its ``CacheSpec`` has.
 
     Configs may be dicts with the keys of :class:`RedisCacheConfig`; what is wrong with
-    them is a ``ConfigurationError`` here.
+    them is a ``ConfigurationError`` here. A runtime with several servers gives each module
+    but one a ``name``: its client is registered under that route of ``RedisClientDepKey``.
     """
 
     def __init__(
@@ -26,7 +27,9 @@ class RedisDepsModule:
         *,
         client: RedisClient,
         caches: Mapping[str, RedisCacheConfig | Mapping[str, Any]] | None = None,
+        name: str | None = None,
     ) -> None:
+        self._name = name
         self._client = client
         self._caches = {
             name: configured(RedisCacheConfig, config, f"RedisDepsModule caches[{name!r}]")
@@ -35,9 +38,11 @@ class RedisDepsModule:
 
     def __call__(self) -> Deps:
         """The dependencies."""
-        plain: dict[DepKey[Any], Any] = {RedisClientDepKey: self._client}
         caches = {name: _cache_factory(self._client, each) for name, each in self._caches.items()}
-        return Deps(plain=plain, routed={CacheDepKey: caches})
+        if self._name is None:
+            return Deps(plain={RedisClientDepKey: self._client}, routed={CacheDepKey: caches})
+        clients = {self._name: self._client}
+        return Deps(routed={CacheDepKey: caches, RedisClientDepKey: clients})
 
 
 def _cache_factory(client: RedisClient, config: RedisCacheConfig) -> CacheFactory:

@@ -1,7 +1,41 @@
-from forze.testing.batteries import CacheBehaviour, CacheFailures, PointerBehaviour, PointerFailures
+"""The batteries of the cache, on every cache there is."""
+
+from __future__ import annotations
+
+import pytest
+
+from forze.testing.batteries import (
+    CacheBehaviour,
+    CacheFailures,
+    CacheOutage,
+    PointerBehaviour,
+    PointerFailures,
+)
+
+everywhere = pytest.mark.parametrize("cache_server", ["memory", "valkey", "redis7"], indirect=True)
+servers = pytest.mark.parametrize("cache_server", ["valkey", "redis7"], indirect=True)
 
 
-class TestCache(CacheBehaviour): pass
-class TestCacheFailures(CacheFailures): pass
-class TestPointers(PointerBehaviour): pass
-class TestPointerFailures(PointerFailures): pass
+@everywhere
+class TestCache(CacheBehaviour):
+    pass
+
+
+@everywhere
+class TestCacheFailures(CacheFailures):
+    pass
+
+
+@servers
+class TestCacheOutage(CacheOutage):
+    pass
+
+
+@everywhere
+class TestPointers(PointerBehaviour):
+    pass
+
+
+@everywhere
+class TestPointerFailures(PointerFailures):
+    pass

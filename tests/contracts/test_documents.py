@@ -1,9 +1,54 @@
-from forze.testing.batteries import *
+"""The batteries of documents and transactions: in memory, and on PostgreSQL with each cache."""
+
+from __future__ import annotations
+
+import pytest
+
+from forze.testing.batteries import (
+    DocumentBehaviour,
+    DocumentFailures,
+    DocumentOutage,
+    StoreBehaviour,
+    StoreFailures,
+    TransactionBehaviour,
+    TransactionFailures,
+)
+
+everywhere = pytest.mark.parametrize("cache_server", ["memory", "valkey", "redis7"], indirect=True)
+databases = pytest.mark.parametrize("cache_server", ["memory", "valkey"], indirect=True)
+servers = pytest.mark.parametrize("cache_server", ["valkey", "redis7"], indirect=True)
 
 
-class TestStore(StoreBehaviour): pass
-class TestStoreFailures(StoreFailures): pass
-class TestTx(TransactionBehaviour): pass
-class TestTxFailures(TransactionFailures): pass
-class TestDocuments(DocumentBehaviour): pass
-class TestDocumentFailures(DocumentFailures): pass
+@databases
+class TestStore(StoreBehaviour):
+    pass
+
+
+@databases
+class TestStoreFailures(StoreFailures):
+    pass
+
+
+@databases
+class TestTransactions(TransactionBehaviour):
+    pass
+
+
+@databases
+class TestTransactionFailures(TransactionFailures):
+    pass
+
+
+@everywhere
+class TestDocuments(DocumentBehaviour):
+    pass
+
+
+@everywhere
+class TestDocumentFailures(DocumentFailures):
+    pass
+
+
+@servers
+class TestDocumentOutage(DocumentOutage):
+    pass

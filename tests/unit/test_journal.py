@@ -79,9 +79,9 @@ class Deaf:
         self.told += addresses
         await self.gate.wait()
 
-    async def clear(self) -> int:
+    async def clear(self, namespace: str) -> int:
         self._hear()
-        return await self._pointers.clear()
+        return await self._pointers.clear(namespace)
 
     def _hear(self) -> None:
         if self.deaf:

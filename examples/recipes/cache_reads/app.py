@@ -6,6 +6,8 @@ in the wiring is ``caches=``. The handlers do not change.
 
 from __future__ import annotations
 
+from secrets import token_hex
+
 from forze.application.contracts.cache import CacheSpec
 from forze.application.contracts.document import DocumentSpec, DocumentWriteTypes
 from forze.application.execution import (
@@ -52,7 +54,7 @@ PRODUCT_SPEC = DocumentSpec(
     cache=CacheSpec(name="products"),  # reads cached, writes invalidate
 )
 
-SCHEMA = "forze_cache_reads"
+SCHEMA = f"forze_cache_reads_{token_hex(4)}"
 
 PRODUCT_PG = PostgresDocumentConfig(read=(SCHEMA, "products"), write=(SCHEMA, "products"))
 

@@ -360,7 +360,13 @@ class PostgresServer(Server):
             "--no-instructions",
         ]
         done = subprocess.run(
-            command, capture_output=True, text=True, cwd=self.directory, user=user, check=False
+            command,
+            capture_output=True,
+            text=True,
+            cwd=self.directory,
+            user=user,
+            check=False,
+            start_new_session=True,  # Ctrl-C is the parent's to handle
         )
         if done.returncode:
             raise BackendUnavailable(

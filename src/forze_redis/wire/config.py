@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from forze.application.contracts.configs import configured
@@ -31,7 +31,7 @@ class RedisConfig:
     connect_timeout: float | timedelta = 5.0
     cache_timeout: float | timedelta = 0.25
     username: str | None = None
-    password: str | None = None
+    password: str | None = field(default=None, repr=False)
     client_name: str = "forze"
     keepalive: bool = True
     max_in_flight: int = 4096

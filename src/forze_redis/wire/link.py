@@ -17,7 +17,9 @@ import random
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import Any
+from types import MethodType
+from typing import Any, ParamSpec
+from weakref import WeakMethod
 
 from redis.asyncio import Redis
 
@@ -36,6 +38,8 @@ from forze_redis.wire.handshake import (
 from forze_redis.wire.pool import open_pool
 from forze_redis.wire.replies import BACKEND
 from forze_redis.wire.scripts import pack
+
+P = ParamSpec("P")
 
 _log = logging.getLogger("forze.redis")
 
@@ -58,6 +62,19 @@ class Listeners:
     def __init__(self) -> None:
         self.reconnect: list[Callable[[str, str], None]] = []
         self.push: list[Callable[[list[Reply]], None]] = []
+
+
+def weakly(callback: Callable[P, None]) -> Callable[P, None]:
+    """A method that does not keep its object alive: an object that is gone is not told."""
+    if not isinstance(callback, MethodType):
+        return callback
+    method = WeakMethod(callback)
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> None:
+        if (alive := method()) is not None:
+            alive(*args, **kwargs)
+
+    return call
 
 
 class Link:

@@ -39,6 +39,9 @@ _CORRUPT = {
 RECONNECT_ON = frozenset({"READONLY", "MASTERDOWN"})
 """After these the server is not the one we want: look again at who answers at the address."""
 
+_IN_SCRIPT = ("ACL failure in script", "user executing the script can't")
+"""How Valkey and Redis word NOPERM for a command that a script runs."""
+
 MAPPED = frozenset({*_REFUSED, *_FORBIDDEN, *_CORRUPT})
 """Every first word the table knows."""
 
@@ -51,6 +54,8 @@ def error_from_reply(text: str, where: str) -> ForzeError:
             f"Redis at {where} refused the command: {_REFUSED[word]} (it said: {text})",
             backend=BACKEND,
         )
+    if any(each in text for each in _IN_SCRIPT):
+        word = "NOPERM"
     if word in _FORBIDDEN:
         return ConfigurationError(
             f"Redis at {where} does not permit the command: {_FORBIDDEN[word]} (it said: {text})",

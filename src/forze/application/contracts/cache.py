@@ -23,7 +23,13 @@ JsonValue: TypeAlias = Any
 OnOutage = Literal["proceed", "refuse"]
 
 
-def _positive(owner: str, name: str, value: timedelta | None) -> None:
+def _positive(owner: str, name: str, value: object) -> None:
+    if value is not None and not isinstance(value, timedelta):
+        raise ConfigurationError(
+            f"{owner}: {name} must be a timedelta, not {value!r}; "
+            f"write {name}=timedelta(seconds=...)",
+            name=name,
+        )
     if value is not None and value <= timedelta(0):
         raise ConfigurationError(f"{owner}: {name} must be above zero, not {value}", name=name)
 
@@ -169,7 +175,8 @@ class CachePort(Protocol):
         ...
 
     async def delete(self, key: str, *, hard: bool = True) -> bool:
-        """Remove the value now; whether there was one. ``hard`` removes stored bodies too."""
+        """Remove the value; whether there was one. ``hard`` removes stored bodies too. In a
+        transaction it takes effect at commit."""
         ...
 
     def pointers(self, fingerprint: str) -> PointerCache:
@@ -259,8 +266,13 @@ class PointerCache(Protocol):
         """End a write: its intent goes; what was cached before it is gone for good."""
         ...
 
-    def clear(self) -> Awaitable[int]:
-        """Remove every pointer of the namespace, tenants included; how many."""
+    def namespace(self, address: str | None = None) -> str:
+        """The namespace an address is in; without one, where new addresses are (a namespace
+        may depend on the bound tenant)."""
+        ...
+
+    def clear(self, namespace: str) -> Awaitable[int]:
+        """Remove every pointer of a namespace, tenants included; how many."""
         ...
 
     def on_recovery(self, callback: Callable[[], None]) -> None:

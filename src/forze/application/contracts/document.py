@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeAlias
 from uuid import UUID
 
 from pydantic import BaseModel
+from typing_extensions import TypeVar
 
 from forze.application.contracts.cache import CacheSpec
 from forze.application.contracts.deps import DepKey, Resolver
@@ -21,8 +22,8 @@ from forze.domain.models import BaseDTO, CreateDocumentCmd, Document, ReadDocume
 from forze.errors import ConfigurationError
 
 R = TypeVar("R", bound=ReadDocument)
-C = TypeVar("C", bound=CreateDocumentCmd)
-U = TypeVar("U", bound=BaseModel)
+C = TypeVar("C", bound=CreateDocumentCmd, default=Any)
+U = TypeVar("U", bound=BaseModel, default=Any)
 C_contra = TypeVar("C_contra", bound=CreateDocumentCmd, contravariant=True)
 U_contra = TypeVar("U_contra", bound=BaseModel, contravariant=True)
 
@@ -163,7 +164,8 @@ class DocumentCommandPort(Protocol[R, C_contra, U_contra]):
     """Writes. Each is acknowledged only after every cached copy of the old value is gone.
 
     Cost beyond the SQL: one round trip to the cache before the commit (overlapped with the
-    SQL in an explicit transaction) and one after it. ``create`` costs none.
+    SQL in an explicit transaction) and one after it. ``create`` costs none unless the id is
+    given.
     """
 
     async def create(self, cmd: C_contra) -> R:
@@ -223,12 +225,15 @@ class DocumentCommandPort(Protocol[R, C_contra, U_contra]):
 class Relations(NamedTuple):
     """The relations a store reads and writes, as ``schema.relation`` within one database.
 
-    ``ttl_only``: writes to them do not invalidate, entries live out their TTL.
+    ``joined``: relations that a view shows under other ids than their own; a write to one
+    drops everything cached. ``ttl_only``: writes to them do not invalidate, entries live out
+    their TTL.
     ``tenant_aware``: rows belong to tenants, and so must cache entries.
     """
 
     reads: frozenset[str]
     writes: frozenset[str]
+    joined: frozenset[str] = frozenset()
     ttl_only: bool = False
     tenant_aware: bool = False
 

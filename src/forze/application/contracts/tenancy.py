@@ -45,9 +45,12 @@ def current_deadline() -> float | None:
 
 @contextmanager
 def _bound(variable: ContextVar[str | None], what: str, value: UUID | str) -> Iterator[None]:
+    given: object = value
+    if not isinstance(given, str | UUID) or given == "":
+        raise ValidationError(
+            f"a {what} is a UUID or text that is not empty, not {given!r}", field=what
+        )
     text = str(value)
-    if not text:
-        raise ValidationError(f"the {what} to bind is empty", field=what)
     token = variable.set(text)
     try:
         yield

@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Any, Literal, Protocol
 
 from forze.application.contracts.deps import DepKey
-from forze.errors import BackendError
+from forze.errors import BackendError, ConflictError
 
 IsolationLevel = Literal["read committed", "repeatable read", "serializable"]
 
@@ -77,6 +77,8 @@ class Transaction:
     participants: dict[Any, TransactionParticipant] = field(default_factory=dict)
     doomed: bool = False
     closed: bool = False
+    working: int = 0
+    """Writes under way that must not outlive it (see :func:`pinned`)."""
 
 
 OPEN: ContextVar[tuple[Transaction, ...]] = ContextVar("forze_transactions", default=())
@@ -104,11 +106,43 @@ def carried(transaction: Transaction) -> Iterator[None]:
         OPEN.reset(token)
 
 
+_pinned: ContextVar[Transaction | None] = ContextVar("forze_pinned_transaction", default=None)
+
+
+@contextmanager
+def pinned(transaction: Transaction) -> Iterator[None]:
+    """For the length of a ``with`` block, work of ``transaction`` that must not outlive it."""
+    token = _pinned.set(transaction)
+    transaction.working += 1
+    try:
+        yield
+        if transaction.closed:
+            raise outlived(transaction)
+    finally:
+        transaction.working -= 1
+        _pinned.reset(token)
+
+
+def outlived(transaction: Transaction) -> ConflictError:
+    """The error for a transaction that ends while a task begun in it still writes."""
+    return ConflictError(
+        f"transaction {transaction.route!r} ended while a task begun in it was still writing, and "
+        "was rolled back; await the task inside the block",
+        resource=transaction.route,
+    )
+
+
 def transaction_of(manager: TransactionManager) -> Transaction | None:
-    """The transaction open in this task on ``manager``, if any."""
+    """The transaction open in this task on ``manager``, if any.
+
+    Raises ``ConflictError`` for what was begun in a transaction that has ended meanwhile.
+    """
     for transaction in OPEN.get():
-        if transaction.manager is manager and not transaction.closed:
-            return transaction
+        if transaction.manager is manager:
+            if not transaction.closed:
+                return transaction
+            if _pinned.get() is transaction:
+                raise outlived(transaction)
     return None
 
 

@@ -7,7 +7,7 @@ differs per request (tenant, principal, deadline, transaction) is in context var
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from contextvars import Context
 from datetime import timedelta
@@ -31,7 +31,6 @@ from forze.application.integrations.document.ports import DocumentPorts
 from forze.errors import ConfigurationError
 
 T = TypeVar("T")
-P = TypeVar("P")
 
 
 class ExecutionContext:
@@ -44,7 +43,7 @@ class ExecutionContext:
     def __init__(self, deps: Deps) -> None:
         self._deps = deps
         self._background = Background()
-        self._caches: dict[int, tuple[CacheSpec, CachePort]] = {}
+        self._caches: dict[str, tuple[CacheSpec, CachePort]] = {}
         self.document = DocumentPorts(self, self.cache, self._transact)
         self.doc_query = self.document.query
         self.doc_command = self.document.command
@@ -53,17 +52,22 @@ class ExecutionContext:
 
     def cache(self, spec: CacheSpec | None) -> CachePort:
         """The cache registered under ``spec.name``, for direct use."""
-        known = self._caches.get(id(spec))
-        if known is not None:
-            return known[1]
         if spec is None:
             raise ConfigurationError(
                 "ctx.cache() was given None: this DocumentSpec has no cache; "
                 "add cache=CacheSpec(name=...) to it"
             )
-        return self._remember(
-            self._caches, spec, lambda: self.provide(CacheDepKey, spec.name)(self, spec)
-        )
+        known = self._caches.get(spec.name)
+        if known is None:
+            cache = self.provide(CacheDepKey, spec.name)(self, spec)
+            known = self._caches[spec.name] = (spec, cache)
+        elif known[0] is not spec and known[0] != spec:
+            raise ConfigurationError(
+                f"two different CacheSpecs have the name {spec.name!r}; "
+                "one name means one spec in a runtime",
+                name=spec.name,
+            )
+        return known[1]
 
     def transaction(
         self,
@@ -132,18 +136,3 @@ class ExecutionContext:
     async def close(self, within: timedelta) -> None:
         """Wait for background work up to ``within``, then cancel what is left."""
         await self._background.drain(within)
-
-    def _remember(self, known: dict[int, tuple[Any, P]], spec: Any, build: Callable[[], P]) -> P:
-        for other, port in tuple(known.values()):
-            if other.name == spec.name:
-                if other != spec:
-                    raise ConfigurationError(
-                        f"two different {type(spec).__name__}s have the name {spec.name!r}; "
-                        "one name means one spec in a runtime",
-                        name=spec.name,
-                    )
-                known[id(spec)] = (spec, port)
-                return port
-        port = build()
-        known[id(spec)] = (spec, port)
-        return port

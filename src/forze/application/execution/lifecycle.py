@@ -6,6 +6,7 @@ on the way down is reported together, never instead of stopping the rest.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -84,14 +85,14 @@ async def start_steps(
         started.append(step)
 
 
-async def stop_steps(started: list[LifecycleStep], ctx: ExecutionContext) -> list[Exception]:
+async def stop_steps(started: list[LifecycleStep], ctx: ExecutionContext) -> list[BaseException]:
     """Stop every started step, the last first; the failures, in the order they happened."""
-    failures: list[Exception] = []
+    failures: list[BaseException] = []
     while started:
         step = started.pop()
         try:
             await step.shutdown(ctx)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:  # the step's own, not the caller's
             error.add_note(f"while stopping lifecycle step {step.id!r}")
             failures.append(error)
     return failures

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 from forze.application.execution.context import ExecutionContext
 from forze.application.execution.deps import DepsPlan, DepsRegistry
@@ -17,8 +17,6 @@ from forze.application.execution.lifecycle import (
     stop_steps,
 )
 from forze.errors import ConfigurationError
-
-T = TypeVar("T")
 
 
 class ExecutionRuntime:
@@ -71,20 +69,28 @@ class ExecutionRuntime:
                 await ctx.verify()
                 self._context = ctx
                 yield ctx
-            except BaseException as error:
+            except Exception as error:
                 failures = await _to_the_end(self._stop(ctx, started))
                 if failures:
                     raise BaseExceptionGroup(
                         "the scope failed, and so did stopping it", [error, *failures]
                     ) from None
                 raise
+            except BaseException as error:
+                # A cancellation must arrive as one: what else failed is its cause.
+                failures = await _to_the_end(self._stop(ctx, started))
+                if failures:
+                    raise error from _not_stopped(failures)
+                raise
             failures = await _to_the_end(self._stop(ctx, started))
             if failures:
-                raise ExceptionGroup("stopping the runtime failed", failures)
+                raise _not_stopped(failures)
         finally:
             self._busy = False
 
-    async def _stop(self, ctx: ExecutionContext, started: list[LifecycleStep]) -> list[Exception]:
+    async def _stop(
+        self, ctx: ExecutionContext, started: list[LifecycleStep]
+    ) -> list[BaseException]:
         try:
             await ctx.close(self._drain)
         finally:
@@ -92,8 +98,13 @@ class ExecutionRuntime:
         return await stop_steps(started, ctx)
 
 
-async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """Finish ``work`` even if the caller is cancelled meanwhile; the cancellation follows."""
+def _not_stopped(failures: list[BaseException]) -> BaseExceptionGroup[BaseException]:
+    return BaseExceptionGroup("stopping the runtime failed", failures)
+
+
+async def _to_the_end(work: Coroutine[Any, Any, list[BaseException]]) -> list[BaseException]:
+    """Finish ``work`` even if the caller is cancelled meanwhile; the cancellation follows, with
+    the failures as its cause."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
@@ -103,7 +114,7 @@ async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
             cancelled = error
         except BaseException:
             pass
-    result = task.result()
+    failures = task.result()
     if cancelled is not None:
-        raise cancelled
-    return result
+        raise cancelled from (_not_stopped(failures) if failures else None)
+    return failures

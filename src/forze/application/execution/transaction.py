@@ -14,6 +14,8 @@ from forze.application.contracts.transaction import (
     Transaction,
     TransactionManager,
     carried,
+    outlived,
+    pinned,
     transaction_of,
 )
 from forze.errors import BackendError, ConflictError, TransactionDoomed
@@ -43,7 +45,8 @@ async def transaction_scope(
                 resource=route,
             )
         try:
-            yield outer
+            with pinned(outer):
+                yield outer
         except BaseException:
             outer.doomed = True
             raise
@@ -53,6 +56,8 @@ async def transaction_scope(
     try:
         with carried(transaction):
             yield transaction
+            if transaction.working:
+                raise outlived(transaction)
             if transaction.doomed:
                 raise TransactionDoomed(route)
             for participant in tuple(transaction.participants.values()):
@@ -81,6 +86,10 @@ async def _commit(transaction: Transaction) -> None:
     except BackendError as error:
         unknown = error.outcome == "unknown"
         await _tell(transaction, Outcome.UNKNOWN if unknown else Outcome.ROLLED_BACK, error)
+        raise
+    except asyncio.CancelledError:
+        # Cut off at shutdown with COMMIT under way: nobody knows how it ended.
+        await _tell(transaction, Outcome.UNKNOWN, None)
         raise
     except BaseException:
         await _tell(transaction, Outcome.ROLLED_BACK, None)

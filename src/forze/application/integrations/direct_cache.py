@@ -173,11 +173,16 @@ class DirectCache(ABC, Generic[A]):
         if not transactions:
             await self._remove(addresses)
             return
-        write = Invalidation.of(transactions[-1], self._resolver)
-        write.announce(self._outlet(), [self._pointer(each) for each in addresses])
-        write.then(lambda: self._remove(addresses))
+        for transaction in transactions:  # whichever of them changed what the key stands for
+            write = Invalidation.of(transaction, self._resolver)
+            write.announce(self._outlet(), [self._pointer(each) for each in addresses])
+            write.then(lambda: self._remove(addresses))
 
     async def delete(self, key: str, *, hard: bool = True) -> bool:
+        if open_transactions():
+            there = await self.exists(key)
+            await self.invalidate(key)
+            return there
         return (await self._remove((self._address(key),), hard=hard))[0]
 
     def _outlet(self) -> Outlet:

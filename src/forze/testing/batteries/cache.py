@@ -336,12 +336,15 @@ class CacheBehaviour:
         self, cache_leg: CacheLeg
     ) -> None:
         cache, elsewhere = _cache(cache_leg), cache_leg.other.cache(CACHE)
-        await cache.set("k", "plain")
+        await cache.set_many({"k": "plain", "d": "deleted"})
         await cache.set_versioned("v", "1", "versioned")
         async with cache_leg.ctx.transaction("items"):
             await cache.invalidate_many(["k", "v"])
+            assert await cache.delete("d") is True
+            assert await cache.delete("never there") is False
             assert await apart(elsewhere.get("k")) == "plain"
-        assert await cache.get_many(["k", "v"]) == ({}, ["k", "v"])
+            assert await apart(elsewhere.get("d")) == "deleted"
+        assert await cache.get_many(["k", "v", "d"]) == ({}, ["k", "v", "d"])
         assert await cache.set_versioned("v", "1", "again") is True, "its intent is gone"
 
     async def test_invalidation_in_a_transaction_follows_its_rollback(
@@ -352,6 +355,7 @@ class CacheBehaviour:
         with refused(KeyError):
             async with cache_leg.ctx.transaction("items"):
                 await cache.invalidate_many(["k", "v"])
+                await cache.delete("k")
                 raise KeyError
         assert await cache.get("k") == "plain"
         assert await cache.set_versioned("v", "1", 1) is True, "its intent is gone"

@@ -9,7 +9,6 @@ from uuid import UUID, uuid4
 
 from forze.application.contracts.document import DocumentSpec, DocumentUpdate
 from forze.application.execution import ExecutionContext
-from forze.domain.models import BaseDTO
 from forze.errors import (
     ConfigurationError,
     ConflictError,
@@ -27,7 +26,7 @@ from forze.testing.batteries.items import (
     ItemRead,
     ItemUpdate,
 )
-from forze.testing.batteries.legs import PATIENCE, DocumentLeg, Outage, apart, waits
+from forze.testing.batteries.legs import PATIENCE, Calls, DocumentLeg, Outage, apart, waits
 from forze.testing.batteries.refusals import refused
 from forze.testing.batteries.transactions import Command, Query
 
@@ -244,15 +243,18 @@ class DocumentBehaviour:
         items = await command.create_many([_create(number) for number in range(4)])
         ids = [each.id for each in items]
         await query.get_many(ids)
-        for call in (
+        calls: Calls = (
             lambda: command.update_matching({}, ItemUpdate(note="n"), max_intents=3),
             lambda: command.kill_matching({}, max_intents=3),
-        ):
+        )
+        for call in calls:
             with refused(ConflictError, "4", "max_intents", "namespace"):
                 await call()
         assert await query.get_many(ids) == items
-        everything = {"max_intents": 3, "invalidate": "namespace"}
-        assert await command.update_matching({}, ItemUpdate(note="n"), **everything) == 4  # type: ignore[arg-type]
+        changed = await command.update_matching(
+            {}, ItemUpdate(note="n"), max_intents=3, invalidate="namespace"
+        )
+        assert changed == 4
         for each in (query, _ports(document_leg.other)[0]):
             assert {item.note for item in await each.get_many(ids)} == {"n"}
         assert await command.kill_matching({}, max_intents=3, invalidate="namespace") == 4
@@ -328,8 +330,7 @@ class DocumentBehaviour:
             assert await query.count() == 0
         with ctx.bind_tenant("a"):
             assert await query.get(item.id) == item
-            both = await asyncio.gather(query.get(item.id), query.get(item.id))
-            assert both == [item, item]
+            assert await asyncio.gather(*(query.get(item.id) for _ in range(2))) == [item, item]
 
     async def test_resolving_twice_is_the_same_port(self, document_leg: DocumentLeg) -> None:
         ctx = document_leg.ctx
@@ -410,7 +411,7 @@ class DocumentFailures:
         query, command = _ports(document_leg.ctx)
         item = await command.create(_create())
 
-        class Wrong(BaseDTO):
+        class Wrong(ItemUpdate):
             rev: int = 1
             price: Any = None
             nope: int = 1
@@ -422,8 +423,14 @@ class DocumentFailures:
             (Wrong(price=None), "price"),
         ):
             with refused(ValidationError, word) as caught:
-                await command.update(item.id, 1, dto)  # type: ignore[arg-type]
+                await command.update(item.id, 1, dto)
             assert caught.error.field == word
+        strangers: tuple[Any, ...] = ({"price": 2}, None, "price")
+        for stranger in strangers:
+            with refused(ValidationError, "ItemUpdate"):
+                await command.update(item.id, 1, stranger)
+            with refused(ValidationError, "ItemCreate"):
+                await command.create(stranger)
         with refused(ValidationError, "twice"):
             await command.update_many([(item.id, 1, ItemUpdate()), (item.id, 1, ItemUpdate())])
         assert await query.get(item.id) == item
@@ -456,8 +463,8 @@ class DocumentFailures:
         for call in (
             lambda: query.get(uuid4()),
             lambda: query.get_many([uuid4()]),
-            lambda: query.find_many(),
-            lambda: query.count(),
+            query.find_many,
+            query.count,
             lambda: command.create(_create()),
             lambda: command.touch(uuid4()),
             lambda: command.kill_matching({}),

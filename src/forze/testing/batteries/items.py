@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from pydantic import Field
+
 from forze.application.contracts.cache import CacheSpec
 from forze.application.contracts.document import DocumentSpec, DocumentWriteTypes
 from forze.domain.models import BaseDTO, CreateDocumentCmd, Document, ReadDocument
@@ -19,7 +21,7 @@ class Details(BaseDTO):
     """A nested model: one JSON column."""
 
     colour: str
-    sizes: list[int] = []
+    sizes: list[int] = Field(default_factory=list)
 
 
 class Item(Document):
@@ -28,7 +30,7 @@ class Item(Document):
     name: str
     price: int
     note: str | None = None
-    tags: list[str] = []
+    tags: list[str] = Field(default_factory=list)
     details: Details | None = None
     released_at: datetime | None = None
 
@@ -39,7 +41,7 @@ class ItemCreate(CreateDocumentCmd):
     name: str
     price: int
     note: str | None = None
-    tags: list[str] = []
+    tags: list[str] = Field(default_factory=list)
     details: Details | None = None
     released_at: datetime | None = None
 

@@ -7,12 +7,15 @@ import contextvars
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from forze.application.contracts.cache import CacheSpec
 from forze.application.execution import ExecutionContext
 
 T = TypeVar("T")
+
+Calls: TypeAlias = tuple[Callable[[], Awaitable[object]], ...]
+"""Calls that must all behave alike."""
 
 CACHE = CacheSpec(name="things")
 OTHER_CACHE = CacheSpec(name="others")

@@ -142,7 +142,7 @@ class PointerBehaviour:
         pointers, elsewhere = _pointers(cache_leg), _elsewhere(cache_leg)
         address = pointers.address("k")
         await elsewhere.intend([address], "w1")
-        await pointers.clear()
+        await pointers.clear(pointers.namespace())
         await _filled(pointers, address)
         await elsewhere.done([address], "w1")
         token = await _leased(pointers, address)
@@ -329,7 +329,7 @@ class PointerBehaviour:
             await _filled(pointers, pointers.address(f"k{number}"))
         await _filled(other, other.address("k"))
         token = await _leased(pointers, pointers.address("leased"))
-        assert await pointers.clear() == 4
+        assert await pointers.clear(pointers.namespace()) == 4
         assert await pointers.read(pointers.address("k1"), pointers.token()) is Miss.LEASED
         fill = Fill(pointers.address("leased"), token, 1, BODY, LIFE_MS)
         assert await pointers.fill([fill]) == [False]
@@ -347,7 +347,7 @@ class PointerBehaviour:
         assert len(set(addresses)) == len(addresses)
         await _filled(pointers, addresses[0], b"of a")
         assert await pointers.read(addresses[2], pointers.token()) is Miss.LEASED
-        assert await pointers.clear() == 2
+        assert await pointers.clear(pointers.namespace()) == 2
         assert await pointers.read_large(addresses[0]) is None
 
     async def test_no_two_names_share_an_address(self, cache_leg: CacheLeg) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta, timezone
+from operator import attrgetter
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -23,7 +24,7 @@ from forze.errors import (
     ValidationError,
 )
 from forze.testing.batteries.items import ITEMS, OWNED_ITEMS, Details, Item, ItemRead
-from forze.testing.batteries.legs import DocumentLeg, apart, cancelled, waits
+from forze.testing.batteries.legs import Calls, DocumentLeg, apart, cancelled, waits
 from forze.testing.batteries.refusals import refused
 
 Store = DocumentStore[ItemRead]
@@ -137,11 +138,12 @@ class StoreBehaviour:
 
     async def test_what_is_not_there_is_not_found(self, document_leg: DocumentLeg) -> None:
         store, nobody = _store(document_leg.ctx), uuid4()
-        for call in (
+        calls: Calls = (
             lambda: store.update(nobody, 1, {"price": 1}),
             lambda: store.update(nobody, 1, {}),
             lambda: store.touch(nobody),
-        ):
+        )
+        for call in calls:
             with refused(NotFoundError, str(nobody), "items") as caught:
                 await call()
             assert caught.error.ids == (str(nobody),)
@@ -328,10 +330,11 @@ class StoreBehaviour:
             assert await store.update_matching({}, {"price": 9}) == [of_b.id]
             assert await store.delete([of_a.id]) == []
             assert await store.delete_matching({"price": 1}) == []
-            for call in (
+            calls: Calls = (
                 lambda: store.update(of_a.id, 1, {"price": 9}),
                 lambda: store.touch(of_a.id),
-            ):
+            )
+            for call in calls:
                 with refused(NotFoundError):
                     await call()
             async with ctx.transaction("items"):
@@ -395,7 +398,7 @@ class StoreFailures:
         document = _item(1)
         async with document_leg.ctx.transaction("items"):
             await store.insert([document])
-            late = apart(elsewhere.insert([document]))  # type: ignore[arg-type]
+            late = apart(elsewhere.insert([document]))
             assert await waits(late)
         with refused(ConflictError, str(document.id)):
             await late
@@ -507,7 +510,7 @@ def _sorted(items: Sequence[ItemRead], sort: Sequence[str]) -> list[UUID]:
     for key in reversed(sort):
         name = key.removeprefix("-")
         there = [each for each in ordered if getattr(each, name) is not None]
-        there.sort(key=lambda each, name=name: getattr(each, name), reverse=key.startswith("-"))
+        there.sort(key=attrgetter(name), reverse=key.startswith("-"))
         ordered = there + [each for each in ordered if getattr(each, name) is None]
     return [each.id for each in ordered]
 

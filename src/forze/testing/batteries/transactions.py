@@ -216,9 +216,11 @@ class TransactionFailures:
         self, document_leg: DocumentLeg
     ) -> None:
         with refused(ConflictError, "serializable"):
-            async with document_leg.ctx.transaction("items", isolation="read committed"):
-                async with document_leg.ctx.transaction("items", isolation="serializable"):
-                    raise AssertionError("entered")
+            async with (
+                document_leg.ctx.transaction("items", isolation="read committed"),
+                document_leg.ctx.transaction("items", isolation="serializable"),
+            ):
+                raise AssertionError("entered")
 
     async def test_a_read_only_block_refuses_writes(self, document_leg: DocumentLeg) -> None:
         query, command = _ports(document_leg.ctx)

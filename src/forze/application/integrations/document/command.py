@@ -20,7 +20,7 @@ from forze.application.contracts.document import (
     R,
     U,
 )
-from forze.application.contracts.transaction import transaction_of
+from forze.application.contracts.transaction import Transaction, pinned, transaction_of
 from forze.application.integrations.document.coordinator import not_found
 from forze.application.integrations.document.query import document_id
 from forze.application.integrations.document.writes import (
@@ -28,7 +28,7 @@ from forze.application.integrations.document.writes import (
     Outlet,
     write_through,
 )
-from forze.domain.models import Document
+from forze.domain.models import CreateDocumentCmd, Document
 from forze.errors import ConfigurationError, ConflictError, RevisionMismatch, ValidationError
 
 T = TypeVar("T")
@@ -86,6 +86,13 @@ class DocumentCommand(Generic[R, C, U]):
         return await self._write(given, lambda: self._store.insert(documents))
 
     def _new(self, cmd: C) -> Document:
+        given: object = cmd
+        if not isinstance(given, CreateDocumentCmd):
+            raise ValidationError(
+                f"{self._name}: a document is made of a {self._types.create_cmd.__name__}, "
+                f"not of {type(given).__name__}",
+                field="cmd",
+            )
         values = {name: getattr(cmd, name) for name in type(cmd).model_fields}
         if cmd.id is None:
             del values["id"]
@@ -100,8 +107,8 @@ class DocumentCommand(Generic[R, C, U]):
         if not self._whole:
             values = self._checked(values)
             return await self._write((pk,), lambda: self._store.update(pk, rev, values))
-        async with self._transact():
-            return await self._update_whole(pk, rev, values)
+        async with self._transact() as transaction:
+            return await self._update_whole(transaction, pk, rev, values)
 
     async def update_many(
         self, updates: Sequence[DocumentUpdate[Any] | tuple[DocumentId, int, Any]]
@@ -111,11 +118,11 @@ class DocumentCommand(Generic[R, C, U]):
         if len({pk for pk, _, _ in wanted}) < len(wanted):
             raise ValidationError("update_many: the same id twice; merge the updates", field="id")
         written: dict[UUID, R] = {}
-        async with self._transact():
-            self._announce([pk for pk, _, _ in wanted])
+        async with self._transact() as transaction:
+            self._announce(transaction, [pk for pk, _, _ in wanted])
             for pk, rev, values in sorted(wanted, key=lambda each: each[0]):
                 if self._whole:
-                    written[pk] = await self._update_whole(pk, rev, values)
+                    written[pk] = await self._update_whole(transaction, pk, rev, values)
                 else:
                     written[pk] = await self._store.update(pk, rev, self._checked(values))
         return [written[pk] for pk, _, _ in wanted]
@@ -145,7 +152,9 @@ class DocumentCommand(Generic[R, C, U]):
         pk = document_id(id)
         return await self._write((pk,), lambda: self._store.touch(pk))
 
-    async def _update_whole(self, pk: UUID, rev: int, values: Mapping[str, Any]) -> R:
+    async def _update_whole(
+        self, transaction: Transaction, pk: UUID, rev: int, values: Mapping[str, Any]
+    ) -> R:
         """Read, validate the whole document as it will be, write; inside a transaction."""
         current = await self._store.domain(pk)
         if current is None:
@@ -160,10 +169,23 @@ class DocumentCommand(Generic[R, C, U]):
             for name in before
             if name not in OWN_FIELDS and (name in values or getattr(after, name) != before[name])
         }
-        self._announce((pk,))
+        self._announce(transaction, (pk,))
         return await self._store.update(pk, rev, changed)
 
-    def _set_fields(self, dto: BaseModel) -> dict[str, Any]:
+    def _set_fields(self, dto: U) -> dict[str, Any]:
+        if self._types.update_cmd is None:
+            raise ConfigurationError(
+                f"{self._name}: its DocumentWriteTypes has no update_cmd, so it is never updated; "
+                "give it one",
+                name=self._name,
+            )
+        given: object = dto
+        if not isinstance(given, BaseModel):
+            raise ValidationError(
+                f"{self._name}: an update is a {self._types.update_cmd.__name__}, "
+                f"not {type(given).__name__}",
+                field="dto",
+            )
         values = {name: getattr(dto, name) for name in dto.model_fields_set}
         fixed = values.keys() & OWN_FIELDS
         unknown = values.keys() - self._domain.model_fields.keys()
@@ -207,19 +229,16 @@ class DocumentCommand(Generic[R, C, U]):
     # -- telling the caches --------------------------------------------------
 
     async def _write(self, pks: Sequence[UUID], statement: Callable[[], Awaitable[T]]) -> T:
-        if transaction_of(self._store.manager) is not None:
-            self._announce(pks)
-            return await statement()
-        targets = [(outlet, _addresses(outlet, pks)) for outlet in self._outlets()] if pks else []
-        return await write_through(self._resolver, targets, statement)
-
-    def _announce(self, pks: Sequence[UUID]) -> None:
         transaction = transaction_of(self._store.manager)
-        assert transaction is not None
+        if transaction is None:
+            return await write_through(self._resolver, self._outlets, pks, statement)
+        self._announce(transaction, pks)
+        with pinned(transaction):
+            return await statement()
+
+    def _announce(self, transaction: Transaction, pks: Sequence[UUID]) -> None:
         if pks:
-            write = Invalidation.of(transaction, self._resolver)
-            for outlet in self._outlets():
-                write.announce(outlet, _addresses(outlet, pks))
+            Invalidation.of(transaction, self._resolver).write(self._outlets, pks)
 
     async def _matching(
         self,
@@ -241,12 +260,8 @@ class DocumentCommand(Generic[R, C, U]):
                     resource=self._name,
                 )
             else:
-                self._announce(pks)
+                self._announce(transaction, pks)
         return len(pks)
-
-
-def _addresses(outlet: Outlet, pks: Sequence[UUID]) -> list[str]:
-    return [outlet.pointers.address(str(pk)) for pk in pks]
 
 
 class _domain_errors:

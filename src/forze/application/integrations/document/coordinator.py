@@ -32,14 +32,14 @@ from forze.application.contracts.document import DocumentStore, R
 from forze.application.contracts.tenancy import bind_tenant, current_deadline, current_tenant
 from forze.application.contracts.transaction import OPEN, in_transaction
 from forze.application.integrations.document.codec import DocumentCodec
-from forze.application.integrations.document.flight import AGAIN, Flight
+from forze.application.integrations.document.flight import Again, Flight
 from forze.application.integrations.document.freshness import lifetime
 from forze.application.integrations.document.outage import Journal
 from forze.application.integrations.document.protocol import LEASE_MS, RENEW_MS
 from forze.application.integrations.document.stats import CacheCounters, CacheStats
 from forze.application.integrations.document.writes import Outlet
 from forze.domain.models import utcnow
-from forze.errors import BackendError, BackendTimeout, NotFoundError
+from forze.errors import BackendTimeout, ForzeError, NotFoundError
 
 Found = bytes | Miss | None
 """What a probe found; None: the cache could not be asked."""
@@ -103,7 +103,7 @@ class Coordinator(Generic[R]):
             # A flight that left before the write is not for those who come after it.
             name = f"past {address}" if owed else address
             flight = flights.get(name)
-            if flight is None:
+            if flight is None or flight.loop is not asyncio.get_running_loop():
                 token = pointers.token()
                 found: Found = None
                 if not owed:
@@ -113,7 +113,7 @@ class Coordinator(Generic[R]):
                             document = self._decode(found)
                             counters.hits += 1
                             return document
-                    except BackendError:
+                    except ForzeError:
                         counters.read_failures += 1
                         pointers.give_back((address,), token)
                     except asyncio.CancelledError:
@@ -123,16 +123,16 @@ class Coordinator(Generic[R]):
                         await self._discard(address)
                         found = None
                 flight = flights.get(name)
-                if flight is None:
-                    flight = self._depart(name, pk, address, found, token)
-                elif found is Miss.LEASED:
+                if flight is not None and found is Miss.LEASED:
                     pointers.give_back((address,), token)
-            if flight.aboard:
-                counters.collapsed += 1
-            document_or_again = await self._wait(flight)
-            if document_or_again is not AGAIN:
-                return document_or_again  # type: ignore[return-value]
-            counters.collapsed -= 1
+            if flight is None or flight.loop is not asyncio.get_running_loop():
+                seat, followed = self._depart(name, pk, address, found, token), 0
+            else:
+                seat, followed = flight.board(), 1
+            answer = await self._wait(seat)
+            if not isinstance(answer, Again):
+                counters.collapsed += followed
+                return answer
         return await self.from_source(pk)
 
     async def from_source(self, pk: UUID, *, for_update: bool = False) -> R:
@@ -152,17 +152,17 @@ class Coordinator(Generic[R]):
         self._counters.undecodable += 1
         try:
             await self._pointers.done((address,), token_hex(8))
-        except BackendError:
+        except ForzeError:
             self._counters.read_failures += 1
 
-    async def _wait(self, flight: Flight[R]) -> object:
+    async def _wait(self, seat: asyncio.Future[R | Again]) -> R | Again:
         """Wait aboard, at most until the caller's own deadline."""
         deadline = current_deadline()
         if deadline is None:
-            return await flight.board()
+            return await seat
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                return await flight.board()
+                return await seat
         except TimeoutError:
             raise BackendTimeout(
                 f"{self._name}: the deadline bound to this task passed while the document was "
@@ -172,12 +172,16 @@ class Coordinator(Generic[R]):
 
     # -- flights -------------------------------------------------------------
 
-    def _depart(self, name: str, pk: UUID, address: str, found: Found, token: str) -> Flight[R]:
+    def _depart(
+        self, name: str, pk: UUID, address: str, found: Found, token: str
+    ) -> asyncio.Future[R | Again]:
+        """Start a flight with its first caller aboard."""
         flight: Flight[R] = Flight()
+        seat = flight.board()
         self._flights[name] = flight
         work = self._fly(name, flight, pk, address, found, token, current_tenant())
         self._resolver.spawn(work, name="forze-flight")
-        return flight
+        return seat
 
     async def _fly(
         self,
@@ -193,12 +197,12 @@ class Coordinator(Generic[R]):
             with bind_tenant(tenant) if tenant is not None else _NO_TENANT:
                 document = await self._arrive(flight, pk, address, found, token)
         except BaseException as error:
-            del self._flights[name]
+            self._flights.pop(name, None)
             flight.crash(error)
             if not isinstance(error, Exception):
                 raise
         else:
-            del self._flights[name]
+            self._flights.pop(name, None)
             flight.land(document, self._codec.copy)
 
     async def _arrive(
@@ -233,8 +237,9 @@ class Coordinator(Generic[R]):
                     document = self._decode(found)
                     self._counters.hits += 1
                     return document
-            except BackendError:
+            except ForzeError:
                 self._counters.read_failures += 1
+                self._pointers.give_back((address,), token)
                 found = None
             except pydantic.ValidationError:
                 await self._discard(address)
@@ -295,7 +300,7 @@ class Coordinator(Generic[R]):
         addresses = list(wanted)
         try:
             answers = await self._pointers.read_many(addresses, token)
-        except BackendError:
+        except ForzeError:
             self._counters.read_failures += 1
             self._pointers.give_back(addresses, token)
             answers = [None] * len(addresses)  # type: ignore[list-item]
@@ -345,8 +350,9 @@ class Coordinator(Generic[R]):
             return False
         try:
             stored = await self._pointers.fill(fills)
-        except BackendError:
-            stored = [False] * len(fills)
+        except ForzeError:
+            self._counters.fill_failures += len(fills)
+            return False
         lease.ended([fill.address for fill in fills])
         self._counters.fills += sum(stored)
         self._counters.rejected_fills += len(stored) - sum(stored)
@@ -400,7 +406,9 @@ _NO_TENANT: AbstractContextManager[None] = nullcontext()
 
 def not_found(name: str, ids: Sequence[UUID]) -> NotFoundError:
     """The error for documents that do not exist."""
-    listed = ", ".join(str(each) for each in ids)
+    listed = ", ".join(str(each) for each in ids[:5])
+    if len(ids) > 5:
+        listed += f" and {len(ids) - 5} more"
     return NotFoundError(
         f"{name}: no document {listed}; it was never created, or has been removed",
         resource=name,

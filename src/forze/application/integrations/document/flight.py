@@ -22,11 +22,11 @@ from forze.errors import ForzeError, NotFoundError
 T = TypeVar("T")
 
 
-class _Again:
+class Again:
     """What a caller is handed that boarded too late for the value."""
 
 
-AGAIN: Final = _Again()
+AGAIN: Final = Again()
 
 
 class Flight(Generic[T]):
@@ -35,15 +35,16 @@ class Flight(Generic[T]):
     Each caller waits on a future of its own: cancelling one touches nobody else.
     """
 
-    __slots__ = ("_boarded", "_covered")
+    __slots__ = ("_boarded", "_covered", "loop")
 
     def __init__(self) -> None:
-        self._boarded: list[asyncio.Future[T | _Again]] = []
+        self.loop = asyncio.get_running_loop()
+        self._boarded: list[asyncio.Future[T | Again]] = []
         self._covered = 0
 
-    def board(self) -> asyncio.Future[T | _Again]:
+    def board(self) -> asyncio.Future[T | Again]:
         """Wait for the flight to land: the value, or :data:`AGAIN`."""
-        seat: asyncio.Future[T | _Again] = asyncio.get_running_loop().create_future()
+        seat: asyncio.Future[T | Again] = self.loop.create_future()
         self._boarded.append(seat)
         return seat
 
@@ -59,9 +60,15 @@ class Flight(Generic[T]):
     def land(self, value: T, copy: Callable[[T], T]) -> None:
         """Hand the value to those it is fresh for, to each but the first as ``copy`` makes it."""
         for position, seat in enumerate(self._boarded):
-            if not seat.done():
-                mine = value if position == 0 else copy(value)
-                seat.set_result(mine if position < self._covered else AGAIN)
+            if seat.done():
+                continue
+            if position >= self._covered:
+                seat.set_result(AGAIN)
+                continue
+            try:
+                seat.set_result(value if position == 0 else copy(value))
+            except Exception as error:
+                seat.set_exception(error)
 
     def crash(self, error: BaseException) -> None:
         """Share the failure, to each with a traceback of its own.

@@ -13,8 +13,8 @@ JITTER = 0.1
 def lifetime(spec: CacheSpec, last_update_at: datetime, now: datetime, dice: float) -> timedelta:
     """How long an entry lives from now; ``dice`` is uniform in [0, 1).
 
-    Without ``age_ttl`` it is ``ttl`` (or ``ttl_pointer``, if shorter); with it, ``alpha`` times the document's age within its
-    bounds (the heuristic freshness of RFC 9111, section 4.2.2).
+    Without ``age_ttl`` it is ``ttl`` (or ``ttl_pointer``, if shorter); with it, ``alpha`` times
+    the document's age within its bounds (the heuristic freshness of RFC 9111, section 4.2.2).
     """
     life = spec.ttl if spec.ttl_pointer is None else min(spec.ttl, spec.ttl_pointer)
     if spec.age_ttl is not None:

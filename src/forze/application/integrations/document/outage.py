@@ -13,7 +13,7 @@ from secrets import token_hex
 
 from forze.application.contracts.cache import PointerCache
 from forze.application.contracts.deps import Resolver
-from forze.errors import BackendError
+from forze.errors import ForzeError
 
 CAPACITY = 10_000
 """Addresses remembered one by one; above it the whole namespace is bypassed and cleared."""
@@ -32,7 +32,7 @@ class Journal:
         self._resolver = resolver
         self._capacity = capacity
         self._owed: dict[str, int] = {}
-        self._everything: int | None = None
+        self._namespaces: dict[str, int] = {}
         self._clock = 0
         self._settling: asyncio.Task[None] | None = None
         self.active = False
@@ -45,24 +45,27 @@ class Journal:
     @property
     def overflowed(self) -> bool:
         """Whether the whole namespace is bypassed until it has been cleared."""
-        return self._everything is not None
+        return bool(self._namespaces)
 
     def bypasses(self, address: str) -> bool:
         """Whether this process must not ask the cache for ``address``."""
-        return self._everything is not None or address in self._owed
+        return address in self._owed or (
+            bool(self._namespaces) and self._pointers.namespace(address) in self._namespaces
+        )
 
     def owe(self, addresses: Sequence[str]) -> None:
         """Remember that the cache was not told that these changed."""
         stamp = self._next()
-        if len(self._owed) + len(addresses) > self._capacity:
-            self._everything = stamp
-        else:
-            self._owed.update(dict.fromkeys(addresses, stamp))
+        self._owed.update(dict.fromkeys(addresses, stamp))
+        if len(self._owed) > self._capacity:
+            for namespace in set(map(self._pointers.namespace, self._owed)):
+                self._namespaces[namespace] = stamp
+            self._owed.clear()
         self._changed()
 
-    def owe_everything(self) -> None:
-        """Remember that the cache was not told to drop the namespace."""
-        self._everything = self._next()
+    def owe_namespace(self, namespace: str) -> None:
+        """Remember that the cache was not told to drop a whole namespace."""
+        self._namespaces[namespace] = self._next()
         self._changed()
 
     def now(self) -> int:
@@ -81,8 +84,13 @@ class Journal:
         return self._clock
 
     def _changed(self) -> None:
-        self.active = self._everything is not None or bool(self._owed)
-        idle = self._settling is None or self._settling.done()
+        self.active = bool(self._namespaces) or bool(self._owed)
+        settling = self._settling
+        idle = (
+            settling is None
+            or settling.done()
+            or settling.get_loop() is not asyncio.get_running_loop()
+        )
         if self.active and idle and self._pointers.available():
             self._settling = self._resolver.spawn(self._settle(), name="forze-journal")
 
@@ -91,16 +99,16 @@ class Journal:
         while self.active:
             mark = self.now()
             try:
-                if self._everything is not None:
-                    await self._pointers.clear()
-                    self.settled(list(self._owed), mark)
-                    if self._everything <= mark:
-                        self._everything = None
+                if self._namespaces:
+                    namespace = next(iter(self._namespaces))
+                    await self._pointers.clear(namespace)
+                    if self._namespaces[namespace] <= mark:
+                        del self._namespaces[namespace]
                 else:
                     batch = list(self._owed)[:BATCH]
                     await self._pointers.done(batch, token_hex(8))
                     self.settled(batch, mark)
-            except BackendError:
+            except ForzeError:
                 if not self._pointers.available():
                     return  # told again on recovery
                 await asyncio.sleep(RETRY_SECONDS)

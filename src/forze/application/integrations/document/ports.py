@@ -14,6 +14,7 @@ from forze.application.contracts.document import (
     DocumentStore,
     DocumentStoreDepKey,
     R,
+    Relations,
     U,
 )
 from forze.application.integrations.document.codec import DocumentCodec
@@ -60,25 +61,20 @@ class DocumentPorts:
         self._cache = cache
         self._transact = transact
         self._bound: dict[str, _Bound] = {}
-        self._queries: dict[int, tuple[object, DocumentQuery[Any]]] = {}
-        self._commands: dict[int, tuple[object, DocumentCommand[Any, Any, Any]]] = {}
         self._told: dict[str, tuple[int, list[Outlet]]] = {}
 
     def query(self, spec: DocumentSpec[R, Any, Any]) -> DocumentQuery[R]:
         """The query port of ``spec``; the same object every time."""
-        known = self._queries.get(id(spec))
-        if known is not None:
-            return known[1]
-        query = self._bind(spec).query
-        self._queries[id(spec)] = (spec, query)
-        return query
+        bound = self._bound.get(spec.name)
+        if bound is None or bound.spec is not spec:
+            bound = self._bind(spec)
+        return bound.query
 
     def command(self, spec: DocumentSpec[R, C, U]) -> DocumentCommandPort[R, C, U]:
         """The command port of ``spec``; raises ``ConfigurationError`` if it is read-only."""
-        known = self._commands.get(id(spec))
-        if known is not None:
-            return known[1]
-        bound = self._bind(spec)
+        bound = self._bound.get(spec.name)
+        if bound is None or bound.spec is not spec:
+            bound = self._bind(spec)
         if bound.command is None:
             bound.command = DocumentCommand(
                 bound.spec,
@@ -87,7 +83,6 @@ class DocumentPorts:
                 lambda: self._outlets(bound),
                 lambda: self._transact(bound.spec.name, bound.store.manager),
             )
-        self._commands[id(spec)] = (spec, bound.command)
         return cast(DocumentCommandPort[R, C, U], bound.command)
 
     async def verify(self) -> None:
@@ -139,14 +134,24 @@ class DocumentPorts:
         known = self._told.get(writer.spec.name)
         if known is not None and known[0] == len(self._bound):
             return known[1]
-        written = writer.store.relations.writes
         outlets = [
-            bound.coordinator.outlet
-            for bound in self._bound.values()
-            if bound.coordinator is not None
-            and bound.store.manager is writer.store.manager
-            and not bound.store.relations.ttl_only
-            and written & (bound.store.relations.reads | bound.store.relations.writes)
+            outlet
+            for reader in self._bound.values()
+            if (outlet := _outlet(writer.store.relations, reader)) is not None
         ]
         self._told[writer.spec.name] = (len(self._bound), outlets)
         return outlets
+
+
+def _outlet(writer: Relations, reader: _Bound) -> Outlet | None:
+    """How a write tells a reader's cache: by ids, by dropping everything, or not at all."""
+    relations, coordinator = reader.store.relations, reader.coordinator
+    if coordinator is None or relations.ttl_only:
+        return None
+    shared = writer.writes & (relations.reads | relations.writes | relations.joined)
+    if not shared:
+        return None
+    every_tenant = relations.tenant_aware and not writer.tenant_aware
+    if shared & relations.joined or every_tenant:
+        return coordinator.outlet.dropping_all()
+    return coordinator.outlet

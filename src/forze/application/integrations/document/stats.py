@@ -13,6 +13,7 @@ class CacheCounters:
     misses: int = 0
     fills: int = 0
     rejected_fills: int = 0
+    fill_failures: int = 0
     uncacheable: int = 0
     undecodable: int = 0
     collapsed: int = 0
@@ -41,6 +42,8 @@ class CacheStats:
     """Loaded documents that were stored."""
     rejected_fills: int
     """Loaded documents that were not stored, because a write came between."""
+    fill_failures: int
+    """Loaded documents whose storing the cache did not answer."""
     uncacheable: int
     """Loaded documents that were not stored: too large, or their JSON loses something."""
     undecodable: int

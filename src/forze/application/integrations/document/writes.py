@@ -16,18 +16,20 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from contextvars import copy_context
 from secrets import token_hex
 from typing import NamedTuple, TypeVar
+from uuid import UUID
 
 from forze.application.contracts.cache import PointerCache
 from forze.application.contracts.deps import Resolver
+from forze.application.contracts.tenancy import bind_tenant, current_tenant
 from forze.application.contracts.transaction import Outcome, Transaction
 from forze.application.integrations.document.outage import BATCH, Journal
 from forze.application.integrations.document.protocol import INTENT_MS, may_commit
 from forze.application.integrations.document.stats import CacheCounters
-from forze.errors import BackendError, BackendTimeout, BackendUnavailable
+from forze.errors import BackendError, BackendTimeout, BackendUnavailable, ForzeError
 
 T = TypeVar("T")
 
@@ -47,12 +49,25 @@ _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 class Outlet:
     """One cache that a write has to tell, with its journal and counters."""
 
-    __slots__ = ("counters", "journal", "pointers")
+    __slots__ = ("by_namespace", "counters", "journal", "pointers")
 
-    def __init__(self, pointers: PointerCache, journal: Journal, counters: CacheCounters) -> None:
+    def __init__(
+        self,
+        pointers: PointerCache,
+        journal: Journal,
+        counters: CacheCounters,
+        *,
+        by_namespace: bool = False,
+    ) -> None:
         self.pointers = pointers
         self.journal = journal
         self.counters = counters
+        self.by_namespace = by_namespace
+        """Whether the ids written do not tell which entries change: everything is dropped."""
+
+    def dropping_all(self) -> Outlet:
+        """The same cache, told to drop everything instead of single documents."""
+        return Outlet(self.pointers, self.journal, self.counters, by_namespace=True)
 
 
 class _Announced:
@@ -96,7 +111,9 @@ class Invalidation:
         self._told: dict[Outlet, _Announced] = {}
         self._sent: deque[_Sent] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self._namespaces: list[Outlet] = []
+        self._namespaces: dict[tuple[Journal, str], Outlet] = {}
+        self._written: list[tuple[Callable[[], Sequence[Outlet]], Sequence[UUID], str | None]] = []
+        self._ended = False
         self._after_commit: list[Callable[[], Awaitable[object]]] = []
 
     @classmethod
@@ -109,6 +126,18 @@ class Invalidation:
         return participant
 
     # -- before the commit ---------------------------------------------------
+
+    def write(self, outlets: Callable[[], Sequence[Outlet]], ids: Sequence[UUID]) -> None:
+        """Announce documents to every outlet, and to those that come before the commit."""
+        self._written.append((outlets, ids, current_tenant()))
+        for outlet in outlets():
+            self._announce_to(outlet, ids)
+
+    def _announce_to(self, outlet: Outlet, ids: Sequence[UUID]) -> None:
+        if outlet.by_namespace:
+            self.clear_after(outlet)
+        else:
+            self.announce(outlet, [outlet.pointers.address(str(each)) for each in ids])
 
     def announce(self, outlet: Outlet, addresses: Sequence[str]) -> None:
         """Send intents now; they are awaited in :meth:`before_commit`."""
@@ -125,7 +154,7 @@ class Invalidation:
 
     def clear_after(self, outlet: Outlet) -> None:
         """Drop the outlet's whole namespace after the commit, instead of single keys."""
-        self._namespaces.append(outlet)
+        self._namespaces[outlet.journal, outlet.pointers.namespace()] = outlet
 
     def then(self, work: Callable[[], Awaitable[object]]) -> None:
         """Run ``work`` after the commit, before it is acknowledged; not after a rollback."""
@@ -133,6 +162,11 @@ class Invalidation:
 
     async def before_commit(self) -> None:
         """Wait until every intent is answered and none is old; raises to refuse the commit."""
+        for outlets, ids, tenant in self._written:
+            for outlet in outlets():
+                if outlet not in self._told:
+                    with bind_tenant(tenant) if tenant is not None else nullcontext():
+                        self._announce_to(outlet, ids)
         while self._sent:
             await self._answered(self._sent[0])
             self._sent.popleft()
@@ -175,12 +209,12 @@ class Invalidation:
     async def _renew(self) -> None:
         """Prolong every intent; counts from its sending, and only if all were answered."""
         for outlet, told in tuple(self._told.items()):
-            if told.failed or not told.addresses:
+            if told.failed or not told.addresses or self._ended:
                 continue
             sent = self._clock()
             try:
                 await _each(outlet.pointers.intend, told.addresses, self._id)
-            except BackendError:
+            except ForzeError:
                 outlet.counters.lapsed_intents += not told.commits(self._clock())
                 if not outlet.pointers.available():
                     told.failed = True
@@ -201,15 +235,17 @@ class Invalidation:
         """End the write: done for a known outcome; for an unknown one, once it is settled."""
         for sent in self._sent:
             sent.reply.add_done_callback(_unheard)
-        if outcome is Outcome.UNKNOWN:
+        if outcome is Outcome.UNKNOWN and error is not None:
             self._resolver.spawn(self._settle(error), name="forze-unknown-write")
             return
         self._disarm()
+        if outcome is Outcome.UNKNOWN:
+            return  # cut off at shutdown: nobody is left to ask, the intents lapse by themselves
         await self._done(committed=outcome is Outcome.COMMITTED)
 
-    async def _settle(self, error: BackendError | None) -> None:
+    async def _settle(self, error: BackendError) -> None:
         """Keep the intents alive while the server may still commit, then end the write."""
-        running = error.still_running if error is not None else None
+        running = error.still_running
         try:
             if running is None:
                 await asyncio.sleep(INTENT_MS / 1000)
@@ -227,13 +263,14 @@ class Invalidation:
             if told.addresses and not await self._end(outlet, told.addresses, committed=committed)
         ]
         for work in self._after_commit if committed else ():
-            with suppress(BackendError):
+            with suppress(ForzeError):
                 await work()
-        for outlet in self._namespaces if committed else ():
+        for (_, namespace), outlet in self._namespaces.items() if committed else ():
             try:
-                await outlet.pointers.clear()
-            except BackendError:
-                outlet.journal.owe_everything()
+                await outlet.pointers.clear(namespace)
+            except ForzeError:
+                outlet.journal.owe_namespace(namespace)
+                lost.append(outlet)
         if acknowledge and any(outlet.pointers.on_outage == "refuse" for outlet in lost):
             raise BackendUnavailable(
                 "the write is committed, but the cache could not be told of it: other "
@@ -249,7 +286,7 @@ class Invalidation:
             mark = outlet.journal.now()
             try:
                 await _each(outlet.pointers.done, addresses, self._id)
-            except BackendError:
+            except ForzeError:
                 continue
             outlet.journal.settled(addresses, mark)
             return True
@@ -258,6 +295,7 @@ class Invalidation:
         return not committed
 
     def _disarm(self) -> None:
+        self._ended = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -283,21 +321,28 @@ def _unheard(reply: asyncio.Future[None]) -> None:
         reply.exception()
 
 
+_ENDED = {
+    "none": Outcome.ROLLED_BACK,
+    "committed": Outcome.COMMITTED,
+    "unknown": Outcome.UNKNOWN,
+}
+
+
 async def write_through(
     resolver: Resolver,
-    targets: Sequence[tuple[Outlet, Sequence[str]]],
+    outlets: Callable[[], Sequence[Outlet]],
+    ids: Sequence[UUID],
     statement: Callable[[], Awaitable[T]],
 ) -> T:
     """Run one statement that commits by itself, announced before and done after.
 
     From the statement on it is shielded: a cancelled caller leaves nothing half done.
     """
-    if not targets:
+    if not ids or not outlets():
         return await statement()
     write = Invalidation(resolver)
     try:
-        for outlet, addresses in targets:
-            write.announce(outlet, addresses)
+        write.write(outlets, ids)
         await write.before_commit()
         write.check_commit()
     except BaseException:
@@ -311,8 +356,10 @@ async def _committed(write: Invalidation, statement: Callable[[], Awaitable[T]])
     try:
         result = await statement()
     except BackendError as error:
-        unknown = error.outcome == "unknown"
-        await write.after(Outcome.UNKNOWN if unknown else Outcome.ROLLED_BACK, error)
+        await write.after(_ENDED[error.outcome], error)
+        raise
+    except asyncio.CancelledError:
+        await write.after(Outcome.UNKNOWN, None)
         raise
     except BaseException:
         await write.after(Outcome.ROLLED_BACK, None)
