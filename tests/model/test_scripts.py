@@ -183,7 +183,7 @@ def test_scripts_carry_out_the_transitions(redis_dsn: str) -> None:
     server = redis.Redis.from_url(redis_dsn)
     machine = type("Machine", (PointerMachine,), {"server": server})
     try:
-        run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        run_state_machine_as_test(
             machine,
             settings=settings(
                 max_examples=60,

@@ -134,7 +134,7 @@ class Settling:
     def __init__(self, *, capacity: int = 10) -> None:
         self.ctx, self.cache = world()
         self.cache.deaf = True
-        self.journal = Journal(self.cache, self.ctx, capacity=capacity)  # type: ignore[arg-type]
+        self.journal = Journal(self.cache, self.ctx, capacity=capacity)
         self.addresses = [self.cache.address(str(each)) for each in range(20)]
 
     async def hear(self) -> None:

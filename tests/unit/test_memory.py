@@ -55,8 +55,8 @@ def test_an_entry_lives_until_its_deadline() -> None:
 
 def test_expired_entries_do_not_accumulate() -> None:
     space: Keyspace[int, int] = Keyspace()
-    for now in range(10_000):
-        space.set(now, now, deadline=now + 10, now=now)
+    for time in range(10_000):
+        space.set(time, time, deadline=time + 10, now=time)
         assert len(space) <= 12
 
 

@@ -48,7 +48,7 @@ async def write() -> AsyncIterator[tuple[Invalidation, Unanswering, Clock, Outle
     ctx = ExecutionContext(MemoryDepsModule()())
     cache = ctx.provide(CacheDepKey, "things")(ctx, CacheSpec(name="things"))
     pointers, clock = Unanswering(cache.pointers("schema01")), Clock()
-    outlet = Outlet(pointers, Journal(pointers, ctx), CacheCounters())  # type: ignore[arg-type]
+    outlet = Outlet(pointers, Journal(pointers, ctx), CacheCounters())
     invalidation = Invalidation(ctx, clock=clock)
     invalidation.announce(outlet, [pointers.address("k")])
     await invalidation.before_commit()

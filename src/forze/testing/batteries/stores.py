@@ -95,7 +95,7 @@ class StoreBehaviour:
         assert after == before.model_copy(
             update={**values, "rev": 2, "last_update_at": after.last_update_at}
         )
-        assert after.last_update_at >= before.last_update_at
+        assert after.last_update_at > before.last_update_at
         assert await store.fetch([before.id]) == {before.id: after}
         cleared = await store.update(before.id, 2, {"note": None, "details": None})
         assert (cleared.rev, cleared.note, cleared.details) == (3, None, None)
@@ -134,7 +134,7 @@ class StoreBehaviour:
         (before,) = await _stored(store, 1)
         after = await store.touch(before.id)
         assert after == before.model_copy(update={"rev": 2, "last_update_at": after.last_update_at})
-        assert after.last_update_at >= before.last_update_at
+        assert after.last_update_at > before.last_update_at
 
     async def test_what_is_not_there_is_not_found(self, document_leg: DocumentLeg) -> None:
         store, nobody = _store(document_leg.ctx), uuid4()
