@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,6 +18,7 @@ from typing import Any
 
 import asyncpg
 
+from forze.application.contracts.configs import configured
 from forze.application.contracts.deps import DepKey
 from forze.application.contracts.transaction import transaction_of
 from forze.errors import BackendError, ConfigurationError, ForzeError
@@ -71,7 +72,11 @@ class PostgresClient:
     # -- life ----------------------------------------------------------------
 
     async def connect(
-        self, dsn: str, config: PostgresConfig | None = None, *, _server_version: int | None = None
+        self,
+        dsn: str,
+        config: PostgresConfig | Mapping[str, Any] | None = None,
+        *,
+        _server_version: int | None = None,
     ) -> None:
         """Open ``config.min_size`` connections.
 
@@ -80,7 +85,8 @@ class PostgresClient:
         ``_server_version`` makes the client take the server for another version.
         """
         self._refuse_twice()
-        parsed, config = parse_dsn(dsn), config or PostgresConfig()
+        config = configured(PostgresConfig, {} if config is None else config, "PostgresConfig")
+        parsed = parse_dsn(dsn)
         pool = Pool(parsed, config)
         try:
             await pool.fill()

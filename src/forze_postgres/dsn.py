@@ -103,9 +103,10 @@ class Dsn:
 
 def parse_dsn(dsn: str) -> Dsn:
     """Read ``dsn``; raises ``ConfigurationError`` saying what is wrong with it."""
-    if not dsn.strip():
+    given: object = dsn
+    if not isinstance(given, str) or not given.strip():
         raise ConfigurationError(
-            "the PostgreSQL DSN is empty; give one like postgresql://user:password@host:5432/name",
+            "the PostgreSQL DSN is missing or empty; give one like postgresql://user:password@host:5432/name",
             name="dsn",
         )
     uri = re.match(r"postgres(?:ql)?://", dsn)

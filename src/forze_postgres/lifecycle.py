@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from forze.application.execution import ExecutionContext, LifecycleStep
 from forze_postgres.client import PostgresClient, PostgresClientDepKey
@@ -13,7 +14,7 @@ from forze_postgres.config import PostgresConfig
 def postgres_lifecycle_step(
     *,
     dsn: str,
-    config: PostgresConfig | None = None,
+    config: PostgresConfig | Mapping[str, Any] | None = None,
     client: PostgresClient | None = None,
     id: str = "postgres",
 ) -> LifecycleStep:
@@ -37,7 +38,7 @@ class PostgresLifecycleModule:
 
     client: PostgresClient
     dsn: str
-    config: PostgresConfig | None = None
+    config: PostgresConfig | Mapping[str, Any] | None = None
 
     def __call__(self) -> Iterable[LifecycleStep]:
         """The one step."""

@@ -192,6 +192,12 @@ class RedisClient:
         return self._here().redis
 
     @property
+    def connected(self) -> bool:
+        """Whether it was connected, and not closed since, on the running event loop."""
+        link = self._link
+        return link is not None and link.loop is asyncio.get_running_loop()
+
+    @property
     def generation(self) -> str:
         """Eight characters that change when another server answers, or it restarted."""
         return self._link.generation if self._link is not None else "00000000"

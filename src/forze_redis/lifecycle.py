@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from forze.application.execution.context import ExecutionContext
 from forze.application.execution.lifecycle import LifecycleStep
+from forze.errors import ConfigurationError
 from forze_redis.client import RedisClient, RedisClientDepKey
 from forze_redis.wire.config import RedisConfig
 
@@ -24,7 +25,13 @@ def redis_lifecycle_step(
         return client if client is not None else ctx.provide(RedisClientDepKey)
 
     async def startup(ctx: ExecutionContext) -> None:
-        await chosen(ctx).connect(dsn, config)
+        mine = chosen(ctx)
+        if mine.connected:
+            raise ConfigurationError(
+                "the Redis client is connected already, by another runtime perhaps; give each "
+                "runtime a RedisClient of its own"
+            )
+        await mine.connect(dsn, config)
 
     async def shutdown(ctx: ExecutionContext) -> None:
         await chosen(ctx).close()

@@ -22,6 +22,7 @@ from forze.testing.proxy import RespProxy, command
 from forze.testing.servers import RespServer, ValkeyServer
 from forze_redis.client import RedisClient, RedisClientDepKey
 from forze_redis.lifecycle import redis_lifecycle_step
+from forze_redis.module import RedisDepsModule
 from forze_redis.wire.config import RedisConfig
 
 
@@ -432,3 +433,22 @@ async def test_the_lifecycle_step_takes_a_client_and_reports_a_wrong_dsn() -> No
     with pytest.raises(ConfigurationError, match="nonsense"):
         async with runtime.scope():
             pass
+
+
+async def test_two_runtimes_cannot_share_a_client(valkey_dsn: str) -> None:
+    """The second would close the first one's connection when it leaves."""
+    client = RedisClient()
+
+    def runtime() -> ExecutionRuntime:
+        return ExecutionRuntime(
+            deps=DepsPlan.from_modules(RedisDepsModule(client=client)),
+            lifecycle=LifecyclePlan.from_steps(redis_lifecycle_step(dsn=valkey_dsn)),
+        )
+
+    async with runtime().scope():
+        with pytest.raises(ConfigurationError, match="connected already"):
+            async with runtime().scope():
+                pass
+        assert await client.call("PING") == b"PONG"
+    async with runtime().scope():
+        assert await client.call("PING") == b"PONG"
