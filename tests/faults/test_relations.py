@@ -168,11 +168,16 @@ async def test_a_spec_first_used_while_a_write_is_open(
 ) -> None:
     """P1: caches that come between a write and its commit are told before the commit."""
     async with app(postgres_dsn, valkey_dsn, specs=[PRODUCTS]) as ctx:
-        product = await ctx.doc_command(PRODUCTS).create(ProductCreate(name="w", price=1))
+        docs = ctx.doc_command(PRODUCTS)
+        first, second = [await docs.create(ProductCreate(name="w", price=1)) for _ in range(2)]
         async with ctx.transaction("products"):
-            await ctx.doc_command(PRODUCTS).update(product.id, 1, ProductUpdate(price=2))
-            assert (await elsewhere(ctx.doc_query(LISTING).get(product.id))).price == 1
-        assert (await ctx.doc_query(LISTING).get(product.id)).price == 2
+            await docs.update(first.id, 1, ProductUpdate(price=2))
+            listing = ctx.doc_query(LISTING)
+            for each in (first, second):
+                assert (await elsewhere(listing.get(each.id))).price == 1
+            await docs.update(second.id, 1, ProductUpdate(price=2))
+        for each in (first, second):
+            assert (await listing.get(each.id)).price == 2
 
 
 async def test_a_task_that_outlives_its_transaction(

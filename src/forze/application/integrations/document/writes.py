@@ -101,6 +101,15 @@ class _Sent(NamedTuple):
     at: float
 
 
+class _Written(NamedTuple):
+    """Documents written: who was to be told, who was told, of what, for which tenant."""
+
+    outlets: Callable[[], Sequence[Outlet]]
+    told: Sequence[Outlet]
+    ids: Sequence[UUID]
+    tenant: str | None
+
+
 class Invalidation:
     """A write's intents, from the announcement to the end. A ``TransactionParticipant``."""
 
@@ -112,7 +121,7 @@ class Invalidation:
         self._sent: deque[_Sent] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._namespaces: dict[tuple[Journal, str], Outlet] = {}
-        self._written: list[tuple[Callable[[], Sequence[Outlet]], Sequence[UUID], str | None]] = []
+        self._written: list[_Written] = []
         self._ended = False
         self._after_commit: list[Callable[[], Awaitable[object]]] = []
 
@@ -129,15 +138,16 @@ class Invalidation:
 
     def write(self, outlets: Callable[[], Sequence[Outlet]], ids: Sequence[UUID]) -> None:
         """Announce documents to every outlet, and to those that come before the commit."""
-        self._written.append((outlets, ids, current_tenant()))
-        for outlet in outlets():
-            self._announce_to(outlet, ids)
+        told = outlets()
+        self._written.append(_Written(outlets, told, ids, current_tenant()))
+        self._announce_to(told, ids)
 
-    def _announce_to(self, outlet: Outlet, ids: Sequence[UUID]) -> None:
-        if outlet.by_namespace:
-            self.clear_after(outlet)
-        else:
-            self.announce(outlet, [outlet.pointers.address(str(each)) for each in ids])
+    def _announce_to(self, outlets: Sequence[Outlet], ids: Sequence[UUID]) -> None:
+        for outlet in outlets:
+            if outlet.by_namespace:
+                self.clear_after(outlet)
+            else:
+                self.announce(outlet, [outlet.pointers.address(str(each)) for each in ids])
 
     def announce(self, outlet: Outlet, addresses: Sequence[str]) -> None:
         """Send intents now; they are awaited in :meth:`before_commit`."""
@@ -162,19 +172,18 @@ class Invalidation:
 
     async def before_commit(self) -> None:
         """Wait until every intent is answered and none is old; raises to refuse the commit."""
-        for outlets, ids, tenant in self._written:
-            for outlet in outlets():
-                if outlet not in self._told:
-                    with bind_tenant(tenant) if tenant is not None else nullcontext():
-                        self._announce_to(outlet, ids)
+        for outlets, told, ids, tenant in self._written:
+            if (now_known := outlets()) is not told:
+                with bind_tenant(tenant) if tenant is not None else nullcontext():
+                    self._announce_to(now_known, ids)
         while self._sent:
             await self._answered(self._sent[0])
             self._sent.popleft()
         now = self._clock()
-        if any(told.older_than(RENEW_SECONDS, now) for told in self._told.values()):
+        if any(each.older_than(RENEW_SECONDS, now) for each in self._told.values()):
             await self._renew()
-        for outlet, told in self._told.items():
-            if told.failed and outlet.pointers.on_outage == "refuse":
+        for outlet, announced in self._told.items():
+            if announced.failed and outlet.pointers.on_outage == "refuse":
                 raise BackendUnavailable(
                     "the write was not committed: the cache cannot be told of it and is "
                     'configured with on_outage="refuse"; retry when it answers again, or '
