@@ -209,3 +209,36 @@ def test_a_full_server_refuses_the_hit(redis_dsn: str) -> None:
     finally:
         server.config_set("maxmemory", "0")
         server.close()
+
+
+def call(server: redis.Redis, script: Any, *args: object) -> Any:
+    """Run ``script`` on the one key."""
+    return server.eval(script.source, 1, KEY, *args)  # type: ignore[arg-type]
+
+
+def test_a_fill_under_another_generation_is_refused(redis_dsn: str) -> None:
+    """P3: a lease of the server that was gives no right on the server that is."""
+    with redis.Redis.from_url(redis_dsn) as server:
+        call(server, scripts.READ, TAGS[0], "t1", LONG_MS, 0)
+        lease = server.get(KEY)
+        assert call(server, scripts.FILL, TAGS[2], "t1", "1", "body", LONG_MS) == [0]
+        assert server.get(KEY) == lease
+
+
+def test_an_id_announced_twice_is_one_writer(redis_dsn: str) -> None:
+    """P2: a renewal replaces its own deadline, and one done ends it."""
+    with redis.Redis.from_url(redis_dsn) as server:
+        for write_id in ("w1", "w2", "w1"):
+            call(server, scripts.INTEND, write_id, LONG_MS)
+        assert server.get(KEY).count(b"w1:") == 1  # type: ignore[union-attr]
+        call(server, scripts.DONE, "w1")
+        call(server, scripts.DONE, "w2")
+        assert server.get(KEY) is None
+
+
+def test_nothing_is_stored_over_a_write_in_flight(redis_dsn: str) -> None:
+    """P2: set_versioned leaves an intent in place."""
+    with redis.Redis.from_url(redis_dsn) as server:
+        call(server, scripts.INTEND, "w1", LONG_MS)
+        assert call(server, scripts.PUT, TAGS[0], LONG_MS, "1", "body") == [0]
+        assert call(server, scripts.READ, TAGS[0], "t1", LONG_MS, 0) == 3
