@@ -230,7 +230,7 @@ def test_an_id_announced_twice_is_one_writer(redis_dsn: str) -> None:
     with redis.Redis.from_url(redis_dsn) as server:
         for write_id in ("w1", "w2", "w1"):
             call(server, scripts.INTEND, write_id, LONG_MS)
-        assert server.get(KEY).count(b"w1:") == 1  # type: ignore[union-attr]
+        assert server.get(KEY).count(b"w1:") == 1
         call(server, scripts.DONE, "w1")
         call(server, scripts.DONE, "w2")
         assert server.get(KEY) is None
