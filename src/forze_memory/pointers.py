@@ -143,6 +143,10 @@ class MemoryPointers:
     def tenant_aware(self) -> bool:
         return self._addresses.tenant_aware
 
+    @property
+    def one_namespace(self) -> bool:
+        return True
+
     def available(self) -> bool:
         return True
 

@@ -99,6 +99,10 @@ class RedisPointers:
     def tenant_aware(self) -> bool:
         return self._keys.tenant_aware
 
+    @property
+    def one_namespace(self) -> bool:
+        return not callable(self._config.namespace)
+
     def available(self) -> bool:
         return self._client.available()
 

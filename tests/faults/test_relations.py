@@ -106,7 +106,7 @@ async def app(
                 client=RedisClient(),
                 caches={
                     name: {
-                        "namespace": namespace or f"app:{name}",
+                        "namespace": (namespace if name in tenants else None) or f"app:{name}",
                         "tenant_aware": name in tenants,
                     }
                     for name in ("products", "categories", "shown", "listing", "admin")
@@ -226,6 +226,26 @@ async def test_a_writer_for_all_tenants(owned: None, postgres_dsn: str, valkey_d
         await ctx.doc_command(ADMIN).update(product.id, 2, ProductUpdate(price=3))
         with ctx.bind_tenant("a"):
             assert (await ctx.doc_query(PRODUCTS).get(product.id)).price == 3
+
+
+async def test_a_writer_that_cannot_reach_every_tenant_is_refused(
+    owned: None, postgres_dsn: str, valkey_dsn: str
+) -> None:
+    """P1, P9: with a namespace per tenant nobody knows all the copies: nothing is written."""
+    async with app(
+        postgres_dsn,
+        valkey_dsn,
+        specs=[PRODUCTS, ADMIN],
+        tenants=["products"],
+        table="owned",
+        namespace=lambda tenant: f"app:{tenant}",
+    ) as ctx:
+        with ctx.bind_tenant("a"):
+            product = await ctx.doc_command(PRODUCTS).create(ProductCreate(name="w", price=1))
+            assert (await ctx.doc_query(PRODUCTS).get(product.id)).price == 1
+            with pytest.raises(ConfigurationError, match="namespace per tenant"):
+                await ctx.doc_command(ADMIN).update(product.id, 1, ProductUpdate(price=2))
+            assert (await ctx.doc_query(PRODUCTS).get(product.id, skip_cache=True)).price == 1
 
 
 async def test_more_matches_than_intents(

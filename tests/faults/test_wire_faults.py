@@ -165,6 +165,7 @@ async def test_an_idle_connection_that_died_silently_is_noticed(proxy: RespProxy
         await until_away(client)
         await proxy.accept()
         await until_available(client)
+        assert await client.call("PING") == b"PONG"
 
 
 async def test_refused_connections_are_retried_ever_slower(proxy: RespProxy) -> None:

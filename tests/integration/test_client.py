@@ -374,8 +374,9 @@ async def test_a_forked_child_does_not_keep_the_parents_connection_open(
     try:
         await client.close()
         async with asyncio.timeout(5):
-            while b" name=forker " in valkey.ask("CLIENT", "LIST"):
+            while b" name=forker " in (clients := valkey.ask("CLIENT", "LIST")):
                 await asyncio.sleep(0.01)
+        assert b" name=forker " not in clients
     finally:
         os.close(close)
         os.close(until_closed)

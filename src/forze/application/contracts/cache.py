@@ -226,6 +226,11 @@ class PointerCache(Protocol):
         """Whether each tenant has entries of its own."""
         ...
 
+    @property
+    def one_namespace(self) -> bool:
+        """Whether every tenant's entries are in one namespace, to be cleared together."""
+        ...
+
     def token(self) -> str:
         """A new token for one read: unique, and worthless after a reconnect."""
         ...

@@ -103,9 +103,10 @@ class Coordinator(Generic[R]):
             # A flight that left before the write is not for those who come after it.
             name = f"past {address}" if owed else address
             flight = flights.get(name)
+            found: Found = None
+            token = ""
             if flight is None or flight.loop is not asyncio.get_running_loop():
                 token = pointers.token()
-                found: Found = None
                 if not owed:
                     try:
                         found = await pointers.read(address, token)
@@ -123,12 +124,12 @@ class Coordinator(Generic[R]):
                         await self._discard(address)
                         found = None
                 flight = flights.get(name)
-                if flight is not None and found is Miss.LEASED:
-                    pointers.give_back((address,), token)
             if flight is None or flight.loop is not asyncio.get_running_loop():
                 seat, followed = self._depart(name, pk, address, found, token), 0
             else:
                 seat, followed = flight.board(), 1
+                if found is Miss.LEASED:
+                    pointers.give_back((address,), token)
             answer = await self._wait(seat)
             if not isinstance(answer, Again):
                 counters.collapsed += followed

@@ -152,6 +152,13 @@ def _outlet(writer: Relations, reader: _Bound) -> Outlet | None:
     if not shared:
         return None
     every_tenant = relations.tenant_aware and not writer.tenant_aware
+    if every_tenant and not coordinator.outlet.pointers.one_namespace:
+        raise ConfigurationError(
+            f"document {reader.spec.name!r} is cached in a namespace per tenant, and a write "
+            "without tenants to its relation cannot reach them all; give its cache one namespace "
+            "with tenant_aware=True, or make the writer tenant-aware",
+            name=reader.spec.name,
+        )
     if shared & relations.joined or every_tenant:
         return coordinator.outlet.dropping_all()
     return coordinator.outlet
