@@ -19,6 +19,7 @@ import uvloop
 from forze.application.execution import Deps, DepsPlan, ExecutionRuntime, LifecyclePlan
 from forze.errors import BackendTimeout, BackendUnavailable, ConfigurationError
 from forze.testing.proxy import RespProxy, command
+from forze.testing.sentinel import Sentinel
 from forze.testing.servers import RespServer, ValkeyServer
 from forze_redis.client import RedisClient, RedisClientDepKey
 from forze_redis.lifecycle import redis_lifecycle_step
@@ -359,6 +360,27 @@ async def test_over_tls(
             assert await client.redis.ping()
         with pytest.raises(BackendUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
             await RedisClient().connect(f"rediss://localhost:{port}")
+
+
+async def test_sentinels_over_tls(
+    valkey: ValkeyServer, valkey_dsn: str, certificate: tuple[Path, Path]
+) -> None:
+    cert, key = certificate
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(cert, key)
+    with Sentinel("main", valkey) as sentinel:
+        async with tunnel(valkey.port, context) as port, tunnel(sentinel.port, context) as asked:
+            for name in ("resolve-hostnames", "announce-hostnames"):
+                sentinel.ask("SENTINEL", "CONFIG", "SET", name, "yes")
+            sentinel.ask("SENTINEL", "REMOVE", "main")
+            sentinel.ask("SENTINEL", "MONITOR", "main", "localhost", str(port), "1")
+            dsn = f"rediss+sentinel://localhost:{asked}/main"
+            config = RedisConfig(tls_ca=str(cert))
+            async with await RedisClient().connect(dsn, config) as client:
+                assert await client.call("SET", "k", b"v" * 300_000) == b"OK"
+                assert await client.redis.strlen("k") == 300_000
+            with pytest.raises(BackendUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
+                await RedisClient().connect(dsn)
 
 
 async def test_a_forked_child_does_not_keep_the_parents_connection_open(

@@ -8,9 +8,10 @@ import pytest
 
 from forze.errors import ConfigurationError
 from forze_redis.wire.config import RedisConfig, seconds
-from forze_redis.wire.dsn import Endpoint, parse_dsn
+from forze_redis.wire.dsn import Endpoint, Sentinels, parse_dsn
 
 PLAIN = RedisConfig()
+MAIN = Sentinels(service="main", addresses=(("h", 1), ("::1", 2)), password="secret")
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,35 @@ PLAIN = RedisConfig()
         ("rediss://h", Endpoint(host="h", tls={})),
         ("valkeys://h:5", Endpoint(host="h", port=5, tls={})),
         ("rediss://h?ssl_cert_reqs=none", Endpoint(host="h", tls={"ssl_cert_reqs": "none"})),
+        (
+            "redis+sentinel://u:p%40%2F@h1,h2:5,[::1]:6/my%20own/3",
+            Endpoint(
+                host="",
+                db=3,
+                username="u",
+                password="p@/",
+                sentinels=Sentinels(
+                    service="my own", addresses=(("h1", 26379), ("h2", 5), ("::1", 6))
+                ),
+            ),
+        ),
+        (
+            "valkey+sentinel://h/main?sentinel_username=s&sentinel_password=a%26b",
+            Endpoint(
+                host="",
+                sentinels=Sentinels(
+                    service="main", addresses=(("h", 26379),), username="s", password="a&b"
+                ),
+            ),
+        ),
+        (
+            "rediss+sentinel://h/main/?ssl_check_hostname=false",
+            Endpoint(
+                host="",
+                tls={"ssl_check_hostname": False},
+                sentinels=Sentinels(service="main", addresses=(("h", 26379),)),
+            ),
+        ),
     ],
 )
 def test_accepted_forms(dsn: str, expected: Endpoint) -> None:
@@ -61,7 +91,23 @@ def test_accepted_forms(dsn: str, expected: Endpoint) -> None:
         "unix://relative/secret.sock@",
         "unix://:secret@",
         "rediss://:secret@h?ssl_cert_reqs=maybe",
-        "redis+sentinel://:secret@h1,h2/service",
+        "redis+sentinel://:secret@h1,h2",
+        "redis+sentinel://:secret@h1,h2/",
+        "redis+sentinel://:secret@h1,,h2/service",
+        "redis+sentinel://:secret@h1:0/service",
+        "redis+sentinel://:secret@h1:port/service",
+        "redis+sentinel://:secret@/service",
+        "redis+sentinel://:secret@h1/service/x",
+        "redis+sentinel://:secret@h1/service/1/2",
+        "redis+sentinel://:a/secret@h1/service",
+        "redis+sentinel:/h1/service",
+        "redis+sentinel://h1/service?sentinel_username=u&password=secret&nonsense=1",
+        "redis+sentinel://h1/service?sentinel_password=secret&nonsense=1",
+        "redis+sentinel://h1/service?sentinel_username=u",
+        "redis+sentinel://h1/service?ssl_cert_reqs=none",
+        "redis+sentinel://h1/service?db=-1",
+        "redis+sentinel://h1/service?path=/elsewhere",
+        "unix+sentinel:///secret.sock@/service",
         "redis+cluster://:secret@h1,h2",
     ],
 )
@@ -73,7 +119,12 @@ def test_malformed_is_refused_with_the_accepted_forms_and_without_the_password(d
     assert "secret" not in message
     assert "secret" not in repr(refused.value.__cause__)
     assert refused.value.name == "dsn"
-    assert "valkeys" in refused.value.known
+    assert {"valkeys", "redis+sentinel"} <= set(refused.value.known)
+
+
+def test_a_cluster_is_refused_by_name() -> None:
+    with pytest.raises(ConfigurationError, match="clusters are not supported"):
+        parse_dsn("redis+cluster://h1,h2", PLAIN)
 
 
 def test_config_goes_before_the_dsn() -> None:
@@ -109,6 +160,8 @@ def test_a_context_that_verifies_by_default() -> None:
         (Endpoint(host="h", port=1), "h:1"),
         (Endpoint(host="::1", port=1), "[::1]:1"),
         (Endpoint(path="/s"), "/s"),
+        (Endpoint(host="", sentinels=MAIN), "'main' of the sentinels h:1, [::1]:2"),
+        (Endpoint(host="b", port=3, sentinels=MAIN), "b:3 (the primary of 'main')"),
     ],
 )
 def test_where_names_the_server(endpoint: Endpoint, where: str) -> None:

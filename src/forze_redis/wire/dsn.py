@@ -6,7 +6,7 @@ import re
 import ssl
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from redis.asyncio.connection import parse_url
 
@@ -20,8 +20,16 @@ _SCHEMES = {
     "valkey": "redis",
     "valkeys": "rediss",
 }
+_SENTINEL = re.compile(
+    r"(?P<scheme>rediss?|valkeys?)\+sentinel://(?:(?P<user>[^/?#]*)@)?(?P<hosts>[^/?#@]+)"
+    r"/(?P<service>[^/?#]+)(?:/(?P<db>\d*))?(?:\?(?P<query>[^#]*))?"
+)
+_KNOWN = (*_SCHEMES, *(f"{each}+sentinel" for each in _SCHEMES if each != "unix"))
+_SENTINEL_PORT = 26379
 _FORMS = (
     "redis://[user:password@]host[:port][/db], rediss:// (TLS), valkey://, valkeys:// (TLS), "
+    "redis+sentinel://[user:password@]host[:port],host[:port]/service[/db] (TLS: "
+    "rediss+sentinel://; a password of the sentinels: ?sentinel_password=), "
     "unix://[user:password@]/path/to/socket[?db=0]; "
     "percent-encode special characters in user and password"
 )
@@ -30,8 +38,26 @@ _TLS = {"ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_che
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sentinels:
+    """Who to ask for the primary of ``service``, and who we are to them."""
+
+    service: str
+    addresses: tuple[tuple[str, int], ...]
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+    @property
+    def where(self) -> str:
+        """``host:port`` of each."""
+        return ", ".join(address(*each) for each in self.addresses)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One server, and who we are to it. ``where`` names it in messages."""
+    """One server, and who we are to it. ``where`` names it in messages.
+
+    With ``sentinels``, host and port are those of the primary they named, and empty before.
+    """
 
     host: str = "localhost"
     port: int = 6379
@@ -40,13 +66,20 @@ class Endpoint:
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     tls: dict[str, Any] | None = None
+    sentinels: Sentinels | None = None
 
     @property
     def where(self) -> str:
-        """``host:port``, or the socket's path."""
+        """``host:port``, or the socket's path, or who knows."""
         if self.path is not None:
             return self.path
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        here = address(self.host, self.port)
+        if self.sentinels is None:
+            return here
+        service = repr(self.sentinels.service)
+        if self.host:
+            return f"{here} (the primary of {service})"
+        return f"{service} of the sentinels {self.sentinels.where}"
 
     def ssl_context(self) -> ssl.SSLContext | None:
         """What asyncio needs for TLS, None without; raises ``ConfigurationError``."""
@@ -70,14 +103,17 @@ class Endpoint:
 
 def parse_dsn(dsn: str, config: RedisConfig) -> Endpoint:
     """The endpoint of ``dsn``, with the credentials and TLS files of ``config``."""
+    plain, sentinels = _apart(str(dsn))
     try:
-        url = urlsplit(dsn)
+        url = urlsplit(plain)
         url.port  # noqa: B018 - raises for a port that is none
     except (ValueError, AttributeError, TypeError):
         _malformed(dsn, "it cannot be taken apart")
     scheme = _SCHEMES.get(url.scheme)
-    if scheme is None or not dsn.startswith(f"{url.scheme}://"):
-        _malformed(dsn, f"the schemes are {', '.join(f'{each}://' for each in _SCHEMES)}")
+    if url.scheme.endswith("+cluster"):
+        _malformed(dsn, "clusters are not supported, one server or sentinels are")
+    if scheme is None or not plain.startswith(f"{url.scheme}://"):
+        _malformed(dsn, f"the schemes are {', '.join(f'{each}://' for each in _KNOWN)}")
     if url.fragment:
         _malformed(dsn, "it holds a '#'")
     if scheme == "unix" and (url.hostname or len(url.path) < 2):
@@ -85,7 +121,7 @@ def parse_dsn(dsn: str, config: RedisConfig) -> Endpoint:
     if scheme != "unix" and (url.port == 0 or not re.fullmatch(r"/?\d*", url.path)):
         _malformed(dsn, "what follows the host must be a port from 1 to 65535, then /db")
     try:
-        parts: dict[str, Any] = {**parse_url(f"{scheme}{dsn[len(url.scheme) :]}")}
+        parts: dict[str, Any] = {**parse_url(f"{scheme}{plain[len(url.scheme) :]}")}
     except ValueError:
         _malformed(dsn, "a parameter after '?' has no valid value")
     unknown = sorted(parts.keys() - _PARTS - (_TLS if scheme == "rediss" else set()))
@@ -95,14 +131,54 @@ def parse_dsn(dsn: str, config: RedisConfig) -> Endpoint:
         _malformed(dsn, "db is below zero")
     tls = {name: value for name, value in parts.items() if name in _TLS}
     return Endpoint(
-        host=parts.get("host", "localhost"),
+        host=parts.get("host", "localhost") if sentinels is None else "",
         port=parts.get("port", 6379),
         path=parts.get("path"),
         db=parts.get("db", 0),
         username=config.username or parts.get("username"),
         password=config.password or parts.get("password"),
         tls=_tls(dsn, tls, config) if scheme == "rediss" else None,
+        sentinels=sentinels,
     )
+
+
+def _apart(dsn: str) -> tuple[str, Sentinels | None]:
+    """The DSN of one server in ``dsn``, and the sentinels in it."""
+    if not re.match(r"\w+\+sentinel:", dsn):
+        return dsn, None
+    found = _SENTINEL.fullmatch(dsn)
+    if found is None:
+        _malformed(dsn, "it does not name sentinels, then /service, then perhaps /db")
+    query = dict(parse_qsl(found["query"] or "", keep_blank_values=True))
+    try:
+        addresses = tuple(_host_and_port(each) for each in found["hosts"].split(","))
+    except ValueError:
+        _malformed(dsn, "a sentinel is host or host:port, with a port from 1 to 65535")
+    sentinels = Sentinels(
+        service=unquote(found["service"]),
+        addresses=addresses,
+        username=query.pop("sentinel_username", None) or None,
+        password=query.pop("sentinel_password", None) or None,
+    )
+    if query.keys() & {"host", "port", "path"}:
+        _malformed(dsn, "sentinels say where the server is, not host=, port= or path=")
+    if sentinels.username and not sentinels.password:
+        _malformed(dsn, "sentinel_username comes with sentinel_password")
+    user = f"{found['user']}@" if found["user"] else ""
+    rest = f"?{urlencode(query)}" if query else ""
+    return f"{found['scheme']}://{user}/{found['db'] or 0}{rest}", sentinels
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    url = urlsplit(f"//{text}")
+    if not url.hostname or url.port == 0:
+        raise ValueError(text)
+    return url.hostname, url.port or _SENTINEL_PORT
+
+
+def address(host: str, port: int) -> str:
+    """``host:port``, with brackets where the host needs them."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _tls(dsn: str, given: dict[str, Any], config: RedisConfig) -> dict[str, Any]:
@@ -136,5 +212,5 @@ def _malformed(dsn: object, why: str) -> NoReturn:
     raise ConfigurationError(
         f"the Redis DSN {redacted(str(dsn))!r} cannot be used: {why}. Accepted are {_FORMS}",
         name="dsn",
-        known=_SCHEMES,
+        known=_KNOWN,
     ) from None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 
 from forze.errors import BackendCorrupt, BackendError, ConfigurationError
@@ -39,6 +39,7 @@ class Greeting:
     version: str
     generation: str
     generation_known: bool
+    info: Reply = field(default=None, repr=False)
 
 
 async def shake_hands(
@@ -84,6 +85,7 @@ async def shake_hands(
         version=number,
         generation=generation or UNKNOWN_GENERATION,
         generation_known=generation is not None,
+        info=info,
     )
 
 

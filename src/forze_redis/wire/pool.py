@@ -13,6 +13,11 @@ from redis import exceptions as driver
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import (
+    SentinelConnectionPool,
+    SentinelManagedConnection,
+    SentinelManagedSSLConnection,
+)
 from redis.backoff import NoBackoff
 
 from forze.errors import (
@@ -27,6 +32,7 @@ from forze_redis.wire.connection import Reply
 from forze_redis.wire.dsn import Endpoint
 from forze_redis.wire.replies import BACKEND, error_from_reply
 from forze_redis.wire.scripts import in_full
+from forze_redis.wire.topology import Topology
 
 LARGE_BYTES = 256 * 1024
 
@@ -48,20 +54,28 @@ _WORDS: tuple[tuple[type[Exception], str], ...] = (
 )
 
 
-def open_pool(endpoint: Endpoint, config: RedisConfig) -> Redis:
+class PrimaryPool(SentinelConnectionPool, BlockingConnectionPool):
+    """Connections to whichever server is the primary when they are opened."""
+
+
+def open_pool(endpoint: Endpoint, config: RedisConfig, topology: Topology) -> Redis:
     """A redis-py client whose connections, with the shared one, stay within ``max_size``."""
     place: dict[str, Any] = {"host": endpoint.host, "port": endpoint.port}
     connection_class: Any = Connection
+    pool_class: type[BlockingConnectionPool] = BlockingConnectionPool
+    if endpoint.sentinels is not None:
+        pool_class, connection_class = PrimaryPool, SentinelManagedConnection
+        place = {"service_name": endpoint.sentinels.service, "sentinel_manager": topology}
     if endpoint.path is not None:
         place, connection_class = {"path": endpoint.path}, UnixDomainSocketConnection
     else:
         place["socket_keepalive"] = config.keepalive
     if endpoint.tls is not None:
         place |= endpoint.tls
-        connection_class = SSLConnection
+        connection_class = SentinelManagedSSLConnection if topology.follows else SSLConnection
     timeout = seconds(config.socket_timeout)
     return Redis(
-        connection_pool=BlockingConnectionPool(
+        connection_pool=pool_class(
             connection_class=connection_class,
             max_connections=config.max_size - 1,
             timeout=timeout,
@@ -100,6 +114,8 @@ async def execute(redis: Redis, packed: bytes, timeout: float, where: str) -> Re
 
 def error_from_driver(error: Exception, where: str) -> ForzeError:
     """The error of ours for whatever redis-py or the socket below it raised."""
+    if isinstance(error.__context__, (ForzeError, driver.ReadOnlyError)):
+        error = error.__context__  # what a pool behind sentinels made a ConnectionError of
     if isinstance(error, ForzeError):
         return error
     for kind, word in _WORDS:
