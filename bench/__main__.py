@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench import costs, reads, writes
+from bench import costs, hot, reads, writes
 from bench.workload import DOCUMENTS, Servers, prepare, servers
 
 OUT = Path(__file__).parent / "out"
@@ -40,6 +40,12 @@ def main() -> None:
         report["resolve a port again, us"] = asyncio.run(costs.resolving(at))
         print(f"\nget_many(100): {report['get_many(100) over 100 gets']:.1f}x 100 single gets")
         print(f"resolving a port again: {report['resolve a port again, us']:.2f} us")
+        print("\nHot documents: us per read at one caller, medians of interleaved rounds")
+        report["hot"] = hot.measure(at, ids, rounds=options.rounds, seconds=options.seconds / 3)
+        _print_hot(report["hot"])
+        report["push, ms"] = asyncio.run(hot.push_latency(at, ids, updates=300))
+        middle, late = report["push, ms"]
+        print(f"  another replica sees an update after {middle:.2f} ms, 99 % within {late:.2f} ms")
         report["writes"] = asyncio.run(writes.measure(at, pairs=40 * options.rounds))
         report["disk commit, us"] = writes.disk_commit_us(at)
         _print_writes(report["writes"], report["disk commit, us"])
@@ -110,6 +116,14 @@ def _print_reads(visits: dict[reads.Cell, list[reads.Visit]]) -> list[dict[str, 
                 f"{row['collapsed share']:>10.1%}"
             )
     return rows
+
+
+def _print_hot(us: dict[str, float]) -> None:
+    for name, each in us.items():
+        ratios = [f"{each / us['async dict']:.1f}x the async dict"]
+        if name in hot.STORES and "forze 0.16.2 l1" in us:
+            ratios.append(f"{us['forze 0.16.2 l1'] / each:.1f}x as fast as forze 0.16.2")
+        print(f"  {name:<20}{each:>8.2f}  {', '.join(ratios)}")
 
 
 def _print_writes(times: dict[str, dict[str, float]], disk_us: float) -> None:

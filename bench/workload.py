@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import asyncpg
 
-from forze.application.contracts.cache import CacheSpec
+from forze.application.contracts.cache import CacheSpec, L1Spec
 from forze.application.contracts.document import DocumentSpec, DocumentWriteTypes
 from forze.application.execution import (
     DepsPlan,
@@ -75,6 +75,11 @@ CACHED = _spec("products", CacheSpec(name="products", ttl=timedelta(hours=1)))
 UNCACHED = _spec("plain_products", None)  # a table of its own: writes to it announce nothing
 
 
+def hot_spec(l1: L1Spec) -> DocumentSpec[ProductRead, ProductCreate, ProductUpdate]:
+    """The cached documents, the hot ones kept in the process too."""
+    return _spec("products", CacheSpec(name="products", ttl=timedelta(hours=1), l1=l1))
+
+
 class Servers(NamedTuple):
     """Both servers of a run, started and with their tables."""
 
@@ -108,7 +113,11 @@ async def prepare(at: Servers) -> list[UUID]:
 
 
 @asynccontextmanager
-async def wired(at: Servers) -> AsyncIterator[ExecutionContext]:
+async def wired(
+    at: Servers,
+    cached: DocumentSpec[ProductRead, ProductCreate, ProductUpdate] = CACHED,
+    **cache: Any,
+) -> AsyncIterator[ExecutionContext]:
     """A runtime over both servers, as an application would wire it."""
     pg, redis = PostgresClient(), RedisClient()
     documents = {
@@ -119,14 +128,15 @@ async def wired(at: Servers) -> AsyncIterator[ExecutionContext]:
         deps=DepsPlan.from_modules(
             PostgresDepsModule(client=pg, rw_documents=documents, tx=set(documents)),
             RedisDepsModule(
-                client=redis, caches={"products": RedisCacheConfig(namespace="bench:products")}
+                client=redis,
+                caches={"products": RedisCacheConfig(namespace="bench:products", **cache)},
             ),
         ),
         lifecycle=LifecyclePlan.from_steps(
             postgres_lifecycle_step(dsn=at.postgres.dsn, config=PostgresConfig(max_size=15)),
             redis_lifecycle_step(dsn=at.valkey.dsn),
         ),
-        specs=[CACHED, UNCACHED],
+        specs=[cached, UNCACHED],
     )
     async with runtime.scope() as ctx:
         yield ctx

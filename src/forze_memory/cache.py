@@ -30,7 +30,7 @@ class MemoryCache(DirectCache[str]):
         )
 
     def pointers(self, fingerprint: str) -> MemoryPointers:
-        return MemoryPointers(self._server, self._addresses, self._config, fingerprint)
+        return MemoryPointers(self._server, self._addresses, self._config, self._spec, fingerprint)
 
     def _address(self, key: str) -> str:
         return self._addresses.of(key)
@@ -64,7 +64,8 @@ class MemoryCache(DirectCache[str]):
             stored.append(accepted)
             if accepted:
                 assert isinstance(pointer, Value)
-                server.put(address, pointer, body, life_ms, now)
+                server.put(address, pointer, body, now, life_ms=life_ms)
+                server.changed(address)
         return stored
 
     async def _remove(self, addresses: Sequence[str], *, hard: bool = True) -> list[bool]:

@@ -9,12 +9,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from itertools import count
 from secrets import token_hex
+from weakref import WeakKeyDictionary
 
-from forze.application.contracts.cache import Fill, Miss, OnOutage
+from forze.application.contracts.cache import (
+    Aging,
+    CacheInvalidation,
+    CacheSpec,
+    Fill,
+    Miss,
+    OnOutage,
+)
 from forze.application.contracts.tenancy import require_tenant
 from forze.application.integrations.document import protocol
+from forze.application.integrations.document.codec import SEAL_MARK
 from forze.application.integrations.document.protocol import (
     INTENT_MS,
     LEASE_MS,
@@ -58,13 +68,24 @@ class MemoryCacheServer:
     ``clock`` answers seconds, and never goes back.
     """
 
-    __slots__ = ("_clock", "bodies", "plain", "pointers")
+    __slots__ = ("_clock", "_tiers", "bodies", "plain", "pointers")
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self.pointers: Keyspace[str, Pointer] = Keyspace()
         self.bodies: Keyspace[tuple[str, str], bytes] = Keyspace()
         self.plain: Keyspace[str, bytes] = Keyspace()
+        self._tiers: WeakKeyDictionary[CacheInvalidation, str] = WeakKeyDictionary()
+
+    def watch(self, prefix: str, tier: CacheInvalidation) -> None:
+        """Tell ``tier`` of changes under ``prefix``, whoever makes them."""
+        self._tiers[tier] = prefix
+
+    def changed(self, address: str) -> None:
+        """A value is no longer what it was: the tiers drop it."""
+        for tier, prefix in tuple(self._tiers.items()):
+            if address.startswith(prefix):
+                tier.drop((address,))
 
     def now(self) -> int:
         """Milliseconds on the server's clock."""
@@ -83,10 +104,29 @@ class MemoryCacheServer:
             return None
         return self.bodies.get((address, pointer.version), now)
 
-    def put(self, address: str, pointer: Value, body: bytes, life_ms: int, now: int) -> None:
-        """Store a value's pointer and body for ``life_ms``."""
+    def put(
+        self,
+        address: str,
+        pointer: Value,
+        body: bytes,
+        now: int,
+        *,
+        life_ms: int,
+        window_ms: int = 0,
+    ) -> None:
+        """Store a value's pointer for ``life_ms``, its body for the window, if there is one."""
+        body_ms = min(window_ms or life_ms, life_ms)
         self._place(address, pointer, now + life_ms, now)
-        self.bodies.set((address, pointer.version), body, now + life_ms, now)
+        self.bodies.set((address, pointer.version), body, now + body_ms, now)
+
+    def prolong(self, address: str, pointer: Value, window_ms: int, now: int) -> None:
+        """Let a body that was read live on for the window, no longer than its pointer."""
+        place = address, pointer.version
+        left = self.bodies.deadline(place) - now
+        life = min(window_ms, self.pointers.deadline(address) - now)
+        body = self.bodies.get(place, now)
+        if 4 * left < 3 * window_ms and life > left and body is not None:
+            self.bodies.set(place, body, now + life, now)
 
     def replace(self, address: str, pointer: Pointer, now: int, *, keep_body: bool = False) -> None:
         """Store what a transition made of the pointer, for as long as the state itself says."""
@@ -94,10 +134,12 @@ class MemoryCacheServer:
             case None:
                 self._drop_body(address, None, now, keep=keep_body)
                 self.pointers.remove(address, now)
+                self.changed(address)
             case Lease(until=until):
                 self._place(address, pointer, until, now)
             case Intent(ids):
                 self._place(address, pointer, max(deadline for _, deadline in ids), now)
+                self.changed(address)
             case Value():
                 self._place(address, pointer, self.pointers.deadline(address), now)
 
@@ -122,11 +164,14 @@ class MemoryPointers:
         server: MemoryCacheServer,
         addresses: Addresses,
         config: MemoryCacheConfig,
+        spec: CacheSpec,
         schema: str,
     ) -> None:
         self._server = server
         self._addresses = addresses
         self._config = config
+        self._window_ms = (spec.sliding_ttl or timedelta(0)) // timedelta(milliseconds=1)
+        self._ages = spec.early_refresh_beta is not None
         self._tag = GENERATION + schema
         self._tokens = (f"{token_hex(6)}{number:x}" for number in count())
         self.address = addresses.of
@@ -150,30 +195,42 @@ class MemoryPointers:
     def available(self) -> bool:
         return True
 
+    def watch(self, tier: CacheInvalidation) -> None:
+        self._server.watch(self._addresses.prefix, tier)
+
     def on_recovery(self, callback: Callable[[], None]) -> None:
         """Never called: what lives in the process is never away."""
 
     def token(self) -> str:
         return next(self._tokens)
 
-    async def read(self, address: str, token: str) -> bytes | Miss:
+    async def read(self, address: str, token: str) -> bytes | Aging | Miss:
         return (await self.read_many((address,), token))[0]
 
-    async def read_many(self, addresses: Sequence[str], token: str) -> list[bytes | Miss]:
+    async def read_many(self, addresses: Sequence[str], token: str) -> list[bytes | Aging | Miss]:
         await asyncio.sleep(0)
         return [self._read(address, token) for address in addresses]
 
-    def _read(self, address: str, token: str) -> bytes | Miss:
+    def _read(self, address: str, token: str) -> bytes | Aging | Miss:
         server, now = self._server, self._server.now()
         before = server.pointer(address, now)
         pointer, found = protocol.read(before, self._tag, token, now + LEASE_MS, now)
         if found is Read.HIT:
-            body = server.body(address, pointer, now)
-            assert body is not None
-            return body
+            assert isinstance(pointer, Value)
+            return self._hit(address, pointer, now)
         if found is Read.LEASED:
             server.replace(address, pointer, now)
         return _MISSES[found]
+
+    def _hit(self, address: str, pointer: Value, now: int) -> bytes | Aging:
+        server = self._server
+        body = server.body(address, pointer, now)
+        assert body is not None
+        if self._window_ms:
+            server.prolong(address, pointer, self._window_ms, now)
+        if self._ages and pointer.refresh is None and body.startswith(SEAL_MARK):
+            return Aging(body, server.pointers.deadline(address) - now)
+        return body
 
     async def read_large(self, address: str) -> bytes | None:
         await asyncio.sleep(0)
@@ -181,6 +238,15 @@ class MemoryPointers:
         before = self._server.pointer(address, now)
         pointer, found = protocol.read(before, self._tag, None, 0, now)
         return self._server.body(address, pointer, now) if found is Read.HIT else None
+
+    async def elect(self, address: str, token: str) -> bool:
+        await asyncio.sleep(0)
+        server, now = self._server, self._server.now()
+        before = server.pointer(address, now)
+        pointer, won = protocol.elect(before, self._tag, token, now + LEASE_MS, now)
+        if won:
+            server.replace(address, pointer, now)
+        return won
 
     async def fill(self, fills: Sequence[Fill]) -> list[bool]:
         await asyncio.sleep(0)
@@ -192,7 +258,14 @@ class MemoryPointers:
         pointer, stored = protocol.fill(before, self._tag, fill.token, str(fill.version), now)
         if stored:
             assert isinstance(pointer, Value)
-            server.put(fill.address, pointer, fill.body, fill.life_ms, now)
+            server.put(
+                fill.address,
+                pointer,
+                fill.body,
+                now,
+                life_ms=fill.life_ms,
+                window_ms=fill.window_ms,
+            )
         return stored
 
     def renew(self, addresses: Sequence[str], token: str) -> None:

@@ -37,6 +37,7 @@ from forze_redis.wire.dsn import Endpoint, parse_dsn
 from forze_redis.wire.link import Link, Listeners, weakly
 from forze_redis.wire.pool import LARGE_BYTES, execute
 from forze_redis.wire.scripts import Script, pack
+from forze_redis.wire.tracking import Tracking
 
 Argument: TypeAlias = str | bytes | int | float
 
@@ -82,8 +83,11 @@ class RedisClient:
     ) -> Self:
         """Connect to the server at ``dsn``; one round trip beyond the socket's own.
 
+        With ``redis+sentinel://`` it is the primary that the sentinels name, now and at every
+        reconnect; one more round trip and connection each time.
+
         Raises ``ConfigurationError`` for a malformed DSN, wrong credentials, an unknown
-        database or a server too old, ``BackendUnavailable`` where it cannot be reached
+        database or service, or a server too old, ``BackendUnavailable`` where it cannot be reached
         (with ``RedisConfig(require_at_start=False)`` it is waited for in the background).
         """
         config = RedisConfig.of(config)
@@ -170,6 +174,20 @@ class RedisClient:
             return asyncio.ensure_future(self._send_large(packed, self._cache_timeout))
         return link.connection.send(packed, self._cache_timeout)
 
+    def change(
+        self, script: Script, keys: Sequence[str], args: Sequence[Argument] = ()
+    ) -> asyncio.Future[Reply]:
+        """:meth:`run_cached` for a script that changes what is cached under ``keys``.
+
+        The in-process tiers drop them as it is sent and again as it is answered, since the
+        server does not push a connection's own changes to it.
+        """
+        touched = self._listeners.tracking.touched
+        touched(keys)
+        reply = self.run_cached(script, keys, args)
+        reply.add_done_callback(lambda _: touched(keys))
+        return reply
+
     def post(self, packed: bytes) -> None:
         """Send a packed command whose reply nobody wants, if it can be sent right now."""
         link = self._link or self._relink()
@@ -231,6 +249,11 @@ class RedisClient:
         """Call back with every push message of the server, in the order it sent them."""
         self._listeners.push.append(weakly(callback))
 
+    @property
+    def tracking(self) -> Tracking:
+        """Who hears of which keys in this process, and the state of the server's pushes."""
+        return self._listeners.tracking
+
     async def health(self) -> RedisHealth:
         """Ask the server for a sign of life; never raises, takes a second at most."""
         availability, link = self._availability, self._link
@@ -286,6 +309,7 @@ class RedisClient:
         link = Link(endpoint, self._config, self._availability, self._listeners, self._elsewhere)
         self._link = link
         if old is not None:
+            self._listeners.tracking.end()
             link.generation = old.generation
             _leave(old)
         return link
@@ -295,6 +319,7 @@ class RedisClient:
 
     def _forked(self) -> None:
         link, self._link = self._link, None
+        self._listeners.tracking.end()
         if link is not None:
             _inherited.append(link)
             link.connection.disown()

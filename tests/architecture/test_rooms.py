@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
 import pytest
 from tests.architecture.tree import ROOT
 
-from forze.application.contracts.cache import CacheSpec
+from forze.application.contracts.cache import CacheSpec, L1Spec
 from forze.application.contracts.document import DocumentSpec, DocumentWriteTypes
 from forze.application.execution import (
     DepsPlan,
@@ -25,6 +27,8 @@ from forze_redis import RedisClient, RedisDepsModule, redis_lifecycle_step
 
 FILES_PER_HIT = 6
 CALLS_PER_HIT = 12
+FILES_PER_L1_HIT = 2
+CALLS_PER_L1_HIT = 2
 
 
 class Item(Document):
@@ -100,6 +104,25 @@ async def test_a_hit_crosses_few_files_and_few_calls(ctx: ExecutionContext) -> N
     story = "\n".join(trace.calls)
     assert len(trace.files) <= FILES_PER_HIT, story
     assert len(trace.calls) <= CALLS_PER_HIT, story
+
+
+async def test_a_hit_in_process_crosses_two_files(ctx: ExecutionContext) -> None:
+    l1 = L1Spec(ttl=timedelta(seconds=60))
+    hot = replace(ITEMS, name="hot", cache=CacheSpec(name="items", l1=l1))
+    query = ctx.document.query(hot)
+    item = await ctx.document.command(hot).create(ItemCreate(name="a"))
+    for _ in range(3):
+        await query.get(item.id)
+    trace = Trace()
+    sys.setprofile(trace)
+    try:
+        found = await query.get(item.id)
+    finally:
+        sys.setprofile(None)
+    assert found.name == "a"
+    story = "\n".join(trace.calls)
+    assert len(trace.files) <= FILES_PER_L1_HIT, story
+    assert len(trace.calls) <= CALLS_PER_L1_HIT, story
 
 
 async def test_resolving_a_port_again_is_a_lookup(ctx: ExecutionContext) -> None:

@@ -10,6 +10,8 @@ from forze.testing.batteries import (
     CacheOutage,
     PointerBehaviour,
     PointerFailures,
+    RefreshBehaviour,
+    SlidingBehaviour,
 )
 
 everywhere = pytest.mark.parametrize("cache_server", ["memory", "valkey", "redis7"], indirect=True)
@@ -38,4 +40,14 @@ class TestPointers(PointerBehaviour):
 
 @everywhere
 class TestPointerFailures(PointerFailures):
+    pass
+
+
+@everywhere
+class TestRefresh(RefreshBehaviour):
+    pass
+
+
+@everywhere
+class TestSliding(SlidingBehaviour):
     pass

@@ -37,7 +37,6 @@ from forze_postgres import (
     PostgresLifecycleModule,
 )
 from forze_redis import (
-    RedisCacheConfig,
     RedisClient,
     RedisConfig,
     RedisDepsModule,
@@ -152,7 +151,7 @@ async def replica(
                 ),
                 RedisDepsModule(
                     client=client,
-                    caches={"products": RedisCacheConfig(namespace=NAMESPACE, **(cache or {}))},
+                    caches={"products": {"namespace": NAMESPACE} | (cache or {})},
                 ),
             ),
             lifecycle=LifecyclePlan.from_modules(

@@ -11,8 +11,16 @@ import pydantic
 import pytest
 from pydantic import ConfigDict, Field, SecretStr, computed_field
 
-from forze.application.integrations.document.codec import DocumentCodec
+from forze.application.integrations.direct_cache import decode_value, encode_value
+from forze.application.integrations.document.codec import (
+    RAW_MARK,
+    SEAL_MARK,
+    DocumentCodec,
+    seal,
+    unseal,
+)
 from forze.domain.models import BaseDTO, ReadDocument, uuid7
+from forze.errors import BackendCorrupt
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 
@@ -113,3 +121,32 @@ def test_the_fingerprint_tells_schemas_and_documents_apart() -> None:
     assert len(set(prints)) == 6
     assert {len(each) for each in prints} == {8}
     assert prints[0] == DocumentCodec(Plain, "things").fingerprint
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"name":"a\\nb"}', b"a\nb\x01\n", b""])
+@pytest.mark.parametrize("load_ms", [0, 7, 86_400_000])
+def test_an_envelope_holds_the_body_and_what_its_load_took(body: bytes, load_ms: int) -> None:
+    assert unseal(seal(body, load_ms)) == (body, load_ms)
+
+
+@pytest.mark.parametrize("body", [b"{}", b"", b"1\n{}", RAW_MARK + b"{}"])
+def test_what_is_in_no_envelope_comes_out_as_it_is(body: bytes) -> None:
+    assert unseal(body) == (body, None)
+
+
+@pytest.mark.parametrize(
+    "broken", [b"", b"\n{}", b"5{}", b"x\n{}", b"-5\n{}", b"5.0\n{}", b"9" * 5000 + b"\n{}"]
+)
+def test_a_broken_envelope_decodes_to_nothing(broken: bytes) -> None:
+    body, load_ms = unseal(SEAL_MARK + broken)
+    assert load_ms is None
+    with pytest.raises(pydantic.ValidationError):
+        DocumentCodec(Plain, "things").decode(body)
+    with pytest.raises(BackendCorrupt, match="'k'"):
+        decode_value("k", SEAL_MARK + broken)
+
+
+def test_no_stored_value_is_taken_for_an_envelope() -> None:
+    for value in (SEAL_MARK + b"5\n{}", b"\x01", "\x01", {"\x01": 1}, 1, None):
+        assert decode_value("k", encode_value("k", value, 1000)) == value
+    assert decode_value("k", seal(b'{"a": 1}', 5)) == {"a": 1}

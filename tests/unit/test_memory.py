@@ -164,6 +164,46 @@ async def test_bodies_go_with_their_pointers() -> None:
     assert len(server.bodies) == 1
 
 
+async def test_no_body_outlives_its_pointer_and_few_hits_prolong_it() -> None:
+    clock = ManualClock()
+    module = MemoryDepsModule(clock=clock)
+    spec = CacheSpec(name="things", sliding_ttl=timedelta(seconds=10))
+    pointers, server = context(module).cache(spec).pointers("schema01"), module._server
+    address, token = pointers.address("k"), pointers.token()
+    cap = server.now() + 25_000
+
+    async def ends(fill: Fill | None = None) -> int:
+        if fill is not None:
+            assert await pointers.fill([fill]) == [True]
+        assert await pointers.read(address, pointers.token()) == b"{}"
+        assert server.pointers.deadline(address) == cap
+        assert len(server.bodies) == 1
+        return server.bodies.deadline((address, "1")) - server.now()
+
+    assert await pointers.read(address, token) is Miss.LEASED
+    assert await ends(Fill(address, token, 1, b"{}", 25_000, 10_000)) == 10_000
+    for seconds, left in ((2, 8_000), (1, 10_000), (9, 10_000), (5, 8_000), (5, 3_000)):
+        clock.advance(timedelta(seconds=seconds))
+        assert await ends() == left
+    clock.advance(timedelta(seconds=3))
+    token = pointers.token()
+    assert await pointers.read(address, token) is Miss.LEASED
+    cap = server.now() + 7_000
+    assert await ends(Fill(address, token, 1, b"{}", 7_000, 10_000)) == 7_000
+
+
+async def test_a_refresh_frees_the_body_it_replaces() -> None:
+    module = MemoryDepsModule(clock=ManualClock())
+    spec = CacheSpec(name="things", early_refresh_beta=1.0)
+    pointers = context(module).cache(spec).pointers("schema01")
+    address, token = pointers.address("k"), pointers.token()
+    assert await pointers.read(address, token) is Miss.LEASED
+    assert await pointers.fill([Fill(address, token, 1, b"{}", 1_000)]) == [True]
+    assert await pointers.elect(address, token)
+    assert await pointers.fill([Fill(address, token, 2, b"{}", 1_000)]) == [True]
+    assert len(module._server.bodies) == 1
+
+
 async def test_the_default_module_answers_every_name() -> None:
     ctx = context(MemoryDepsModule())
     thing = await ctx.document.command(THINGS).create(ThingCreate(name="a"))

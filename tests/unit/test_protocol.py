@@ -128,6 +128,14 @@ def test_renew_prolongs_the_holders_lease_alone() -> None:
     assert protocol.renew(LEASE, TAG, "mine", LATER + 9, LATER) is None, "lapsed is lapsed"
 
 
+def test_renew_prolongs_the_electeds_refresh_alone() -> None:
+    longer = Value(TAG, "7", Refresh("mine", LATER + 9))
+    assert protocol.renew(REFRESHED, TAG, "mine", LATER + 9, NOW) == longer
+    assert protocol.renew(REFRESHED, TAG, "other", LATER + 9, NOW) == REFRESHED
+    assert protocol.renew(REFRESHED, OTHER_SCHEMA, "mine", LATER + 9, NOW) == REFRESHED
+    assert protocol.renew(REFRESHED, TAG, "mine", LATER + 9, LATER) == VALUE, "lapsed is lapsed"
+
+
 def test_give_back_drops_the_holders_own_alone() -> None:
     assert protocol.give_back(LEASE, TAG, "mine", NOW) is None
     assert protocol.give_back(REFRESHED, TAG, "mine", NOW) == VALUE

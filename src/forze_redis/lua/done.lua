@@ -9,6 +9,13 @@
 -- Server: Redis 7.0, Valkey 7.2
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
+
+local function version_of(pointer) -- nil where it names no body
+  local state = string.byte(pointer)
+  if state == 86 then return string.sub(pointer, 18) end -- V
+  if state == 82 then return string.match(pointer, ':%d+:(.*)', 18) end -- R
+end
+
 for i = 1, #KEYS do
   local key = KEYS[i]
   local pointer = redis.call('GET', key)
@@ -22,10 +29,13 @@ for i = 1, #KEYS do
           if other > last then last = other end
         end
       end
-    elseif state == 86 then
-      local slash = string.find(key, '/', 1, true)
-      redis.call('UNLINK', string.sub(key, 1, slash) .. 'cache/body/'
-        .. string.sub(key, slash + 15) .. '/' .. string.sub(pointer, 18))
+    else
+      local version = version_of(pointer)
+      if version then
+        local slash = string.find(key, '/', 1, true)
+        redis.call('UNLINK', string.sub(key, 1, slash) .. 'cache/body/'
+          .. string.sub(key, slash + 15) .. '/' .. version)
+      end
     end
     if ids == '' then
       redis.call('DEL', key)

@@ -10,6 +10,13 @@
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local mine, deadline = ARGV[1], now + tonumber(ARGV[2])
+
+local function version_of(pointer) -- nil where it names no body
+  local state = string.byte(pointer)
+  if state == 86 then return string.sub(pointer, 18) end -- V
+  if state == 82 then return string.match(pointer, ':%d+:(.*)', 18) end -- R
+end
+
 for i = 1, #KEYS do
   local key = KEYS[i]
   local pointer = redis.call('GET', key)
@@ -24,10 +31,13 @@ for i = 1, #KEYS do
           if other > last then last = other end
         end
       end
-    elseif state == 86 then
-      local slash = string.find(key, '/', 1, true)
-      redis.call('UNLINK', string.sub(key, 1, slash) .. 'cache/body/'
-        .. string.sub(key, slash + 15) .. '/' .. string.sub(pointer, 18))
+    else
+      local version = version_of(pointer)
+      if version then
+        local slash = string.find(key, '/', 1, true)
+        redis.call('UNLINK', string.sub(key, 1, slash) .. 'cache/body/'
+          .. string.sub(key, slash + 15) .. '/' .. version)
+      end
     end
   end
   redis.call('SET', key, 'I;' .. ids .. mine .. string.format(':%.0f;', deadline),

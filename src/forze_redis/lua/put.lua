@@ -12,6 +12,12 @@ local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local tag, life, stored = ARGV[1], ARGV[2], {}
 
+local function version_of(pointer) -- nil where it names no body
+  local state = string.byte(pointer)
+  if state == 86 then return string.sub(pointer, 18) end -- V
+  if state == 82 then return string.match(pointer, ':%d+:(.*)', 18) end -- R
+end
+
 local function lower(version, other)
   if not (string.match(version, '^%d+$') and string.match(other, '^%d+$')) then return false end
   version, other = string.gsub(version, '^0+', ''), string.gsub(other, '^0+', '')
@@ -25,15 +31,17 @@ for i = 1, #KEYS do
   local bodies = string.sub(key, 1, slash) .. 'cache/body/' .. string.sub(key, slash + 15) .. '/'
   local pointer = redis.call('GET', key)
   if pointer then
-    local state = string.byte(pointer)
-    if state == 73 then
+    if string.byte(pointer) == 73 then
       for other in string.gmatch(pointer, ':(%d+)') do
         refused = refused or tonumber(other) > now
       end
-    elseif state == 86 then
-      local current = string.sub(pointer, 18)
-      refused = string.sub(pointer, 2, 9) == string.sub(tag, 1, 8) and lower(version, current)
-      if not refused and current ~= version then redis.call('UNLINK', bodies .. current) end
+    else
+      local current = version_of(pointer)
+      refused = current and string.sub(pointer, 2, 9) == string.sub(tag, 1, 8)
+        and lower(version, current) and redis.call('EXISTS', bodies .. current) == 1
+      if current and not refused and current ~= version then
+        redis.call('UNLINK', bodies .. current)
+      end
     end
   end
   stored[i] = 0

@@ -13,7 +13,13 @@ if generation ~= '00000000'
   return false
 end
 local pointer = redis.call('GET', key)
-if not pointer or string.sub(pointer, 1, 17) ~= 'V' .. ARGV[1] then return false end
+if not pointer or string.sub(pointer, 2, 17) ~= ARGV[1] then return false end
+local state, version = string.byte(pointer), string.sub(pointer, 18)
+if state == 82 then -- R
+  version = string.match(version, ':%d+:(.*)')
+elseif state ~= 86 then -- V
+  return false
+end
 local slash = string.find(key, '/', 1, true)
 return redis.call('GET', string.sub(key, 1, slash) .. 'cache/body/' .. string.sub(key, slash + 15)
-  .. '/' .. string.sub(pointer, 18))
+  .. '/' .. version)

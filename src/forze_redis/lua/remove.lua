@@ -5,18 +5,22 @@
 -- Reply: array of n: 1 if there was a value, else 0
 -- Cost: O(n)
 -- Server: Redis 7.0, Valkey 7.2
-local removed = {}
+local function version_of(pointer) -- nil where it names no body
+  local state = string.byte(pointer)
+  if state == 86 then return string.sub(pointer, 18) end -- V
+  if state == 82 then return string.match(pointer, ':%d+:(.*)', 18) end -- R
+end
+
+local command, removed = ARGV[1] == '1' and 'UNLINK' or 'EXISTS', {}
 for i = 1, #KEYS, 2 do
   local key, there = KEYS[i], 0
   local pointer = redis.call('GET', key)
   if pointer and string.byte(pointer) ~= 73 then
-    if string.byte(pointer) == 86 then
-      there = 1
-      if ARGV[1] == '1' then
-        local slash = string.find(key, '/', 1, true)
-        redis.call('UNLINK', string.sub(key, 1, slash) .. 'cache/body/'
-          .. string.sub(key, slash + 15) .. '/' .. string.sub(pointer, 18))
-      end
+    local version = version_of(pointer)
+    if version then
+      local slash = string.find(key, '/', 1, true)
+      there = redis.call(command, string.sub(key, 1, slash) .. 'cache/body/'
+        .. string.sub(key, slash + 15) .. '/' .. version)
     end
     redis.call('DEL', key)
   end

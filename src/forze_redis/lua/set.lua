@@ -7,14 +7,21 @@
 -- Reply: OK
 -- Cost: O(n) plus the values
 -- Server: Redis 7.0, Valkey 7.2
+local function version_of(pointer) -- nil where it names no body
+  local state = string.byte(pointer)
+  if state == 86 then return string.sub(pointer, 18) end -- V
+  if state == 82 then return string.match(pointer, ':%d+:(.*)', 18) end -- R
+end
+
 for i = 1, #KEYS, 2 do
   local key = KEYS[i]
   local pointer = redis.call('GET', key)
   if pointer and string.byte(pointer) ~= 73 then
-    if string.byte(pointer) == 86 then
+    local version = version_of(pointer)
+    if version then
       local slash = string.find(key, '/', 1, true)
       redis.call('UNLINK', string.sub(key, 1, slash) .. 'cache/body/'
-        .. string.sub(key, slash + 15) .. '/' .. string.sub(pointer, 18))
+        .. string.sub(key, slash + 15) .. '/' .. version)
     end
     redis.call('DEL', key)
   end

@@ -38,6 +38,8 @@ from forze_redis.wire.handshake import (
 from forze_redis.wire.pool import open_pool
 from forze_redis.wire.replies import BACKEND
 from forze_redis.wire.scripts import pack
+from forze_redis.wire.topology import Topology
+from forze_redis.wire.tracking import Tracking
 
 P = ParamSpec("P")
 
@@ -60,8 +62,9 @@ class Listeners:
     """Who is told what; outlives links, and belongs to the client."""
 
     def __init__(self) -> None:
-        self.reconnect: list[Callable[[str, str], None]] = []
-        self.push: list[Callable[[list[Reply]], None]] = []
+        self.tracking = Tracking()
+        self.reconnect: list[Callable[[str, str], None]] = [self.tracking.flush]
+        self.push: list[Callable[[list[Reply]], None]] = [self.tracking.heard]
 
 
 def weakly(callback: Callable[P, None]) -> Callable[P, None]:
@@ -91,6 +94,7 @@ class Link:
         self.loop = asyncio.get_running_loop()
         self.endpoint = endpoint
         self.where = endpoint.where
+        self._topology = Topology(endpoint, config)
         self.elsewhere = elsewhere
         self.waiting: deque[Call] = deque()
         self.availability = availability
@@ -116,7 +120,7 @@ class Link:
     def redis(self) -> Redis:
         """The redis-py client beside the connection, made at first use."""
         if self._pool is None:
-            self._pool = open_pool(self.endpoint, self._config)
+            self._pool = open_pool(self.endpoint, self._config, self._topology)
         return self._pool
 
     async def first_attempt(self) -> None:
@@ -168,6 +172,7 @@ class Link:
 
     def lost(self, connection: Connection) -> None:
         """Note that the connection is gone."""
+        self._listeners.tracking.end(connection)
         if connection is self.connection and not self.retired:
             self.availability.lost()
             self._wake.set()
@@ -210,6 +215,10 @@ class Link:
                 greeting = await shake_hands(
                     connection, self.endpoint, self._config.client_name, timeout
                 )
+                self._topology.check(greeting.info, self.where)
+                await self._listeners.tracking.begin(
+                    connection, timeout, seconds(self._config.heartbeat)
+                )
         except TimeoutError as error:
             connection.lose()
             raise self._unreachable(f"did not answer within {timeout:g} s") from error
@@ -231,7 +240,10 @@ class Link:
             self._first.set_result(None)
 
     async def _dial(self, connection: Connection) -> None:
-        endpoint, context = self.endpoint, self.endpoint.ssl_context()
+        endpoint, before = await self._topology.primary(), self.endpoint
+        self.endpoint, self.where, context = endpoint, endpoint.where, endpoint.ssl_context()
+        if endpoint != before and self._pool is not None:
+            await self._pool.connection_pool.disconnect()
         if endpoint.path is not None:
             await self.loop.create_unix_connection(lambda: connection, endpoint.path)
             return
@@ -262,8 +274,14 @@ class Link:
         try:
             info = await connection.ask(INFO_REPLICATION, seconds(self._config.socket_timeout))
         except ForzeError:
-            return  # not permitted: the answer was a sign of life; late: the sweep saw to it
-        self._settle(generation_of(info) or UNKNOWN_GENERATION, reconnected=False)
+            info = None  # not permitted: the answer was a sign of life; late: the sweep saw to it
+        if self._topology.refuses(info):
+            connection.lose()
+            return
+        if info is not None:
+            self._settle(generation_of(info) or UNKNOWN_GENERATION, reconnected=False)
+        if connection.open and await self._topology.moved_from(self.endpoint):
+            connection.lose()
 
     async def _probe(self, connection: Connection) -> None:
         """Ask until an answer comes in time; a late one says that the next may be in time."""
@@ -294,6 +312,7 @@ class Link:
 
     def _failed(self, error: ForzeError) -> None:
         self.error = error
+        self._topology.doubt()
         self.availability.lost()
         if not self._first.done():
             self._first.set_exception(error)

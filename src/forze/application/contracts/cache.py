@@ -193,14 +193,25 @@ class Miss(Enum):
     LARGE = "large"  # there, but too large for the shared connection: `read_large`
 
 
+class Aging(NamedTuple):
+    """A hit whose reader may refresh it early: nobody does yet."""
+
+    body: bytes
+    remaining_ms: int
+
+
 class Fill(NamedTuple):
-    """One document to store: where, under which token and version, for how long."""
+    """One document to store: where, under which token and version, for how long.
+
+    It lives for ``window_ms`` after it was last read (0: no matter), for ``life_ms`` at most.
+    """
 
     address: str
     token: str
     version: int
     body: bytes
     life_ms: int
+    window_ms: int = 0
 
 
 class PointerCache(Protocol):
@@ -239,11 +250,18 @@ class PointerCache(Protocol):
         """The address of ``key`` under the bound tenant; raises ``TenantRequired`` without one."""
         ...
 
-    def read(self, address: str, token: str) -> Awaitable[bytes | Miss]:
-        """The current body; where there is none, the lease under ``token`` if it is free."""
+    def read(self, address: str, token: str) -> Awaitable[bytes | Aging | Miss]:
+        """The current body; where there is none, the lease under ``token`` if it is free.
+
+        A body in an envelope comes as :class:`Aging` where the cache's spec has
+        ``early_refresh_beta`` and no reader is refreshing it. Where the spec has
+        ``sliding_ttl``, a hit prolongs the body's life.
+        """
         ...
 
-    def read_many(self, addresses: Sequence[str], token: str) -> Awaitable[list[bytes | Miss]]:
+    def read_many(
+        self, addresses: Sequence[str], token: str
+    ) -> Awaitable[list[bytes | Aging | Miss]]:
         """:meth:`read` for each address, answered in their order."""
         ...
 
@@ -251,16 +269,22 @@ class PointerCache(Protocol):
         """The current body, of any size, off the shared connection; takes no lease."""
         ...
 
+    def elect(self, address: str, token: str) -> Awaitable[bool]:
+        """Give ``token`` the right to refresh a current value early, for as long as a lease;
+        whether it got it: one reader at a time does, and everyone else still hits."""
+        ...
+
     def fill(self, fills: Sequence[Fill]) -> Awaitable[list[bool]]:
         """Store each body whose token still holds its pointer; which were stored."""
         ...
 
     def renew(self, addresses: Sequence[str], token: str) -> None:
-        """Prolong the leases still held under ``token``. Not awaited."""
+        """Prolong the leases and refreshes still held under ``token``. Not awaited."""
         ...
 
     def give_back(self, addresses: Sequence[str], token: str) -> None:
-        """Drop the leases held under ``token``. Not awaited; a lost one lapses by itself."""
+        """Drop the leases and refreshes held under ``token``; a value stays. Not awaited; a
+        lost one lapses by itself."""
         ...
 
     def intend(self, addresses: Sequence[str], write_id: str) -> Awaitable[None]:
@@ -284,15 +308,33 @@ class PointerCache(Protocol):
         """Call back whenever the server answers again after it did not."""
         ...
 
+    def watch(self, tier: CacheInvalidation) -> None:
+        """Tell ``tier`` from now on of every entry this process changes, as the change is sent
+        and as it is answered (reads and fills apart: the reader knows of those), and of
+        everyone's changes where the cache is configured with pushes. Holds ``tier`` weakly."""
+        ...
+
     def available(self) -> bool:
         """False while calls would fail at once because the server is known to be away."""
         ...
 
 
 class CacheInvalidation(Protocol):
-    """Told which documents changed: called with the addresses of a finished write."""
+    """An in-process tier of decoded documents, as its cache sees it: told what holds no longer."""
 
-    def __call__(self, addresses: Sequence[str]) -> None: ...
+    def drop(self, addresses: Iterable[str], *, pushed: bool = False) -> None:
+        """These entries changed, or are about to: by a write of this process, or ``pushed``."""
+        ...
+
+    def flush(self) -> None:
+        """Any entry may have changed unnoticed."""
+        ...
+
+    def trust(self, until: float, bound_seconds: float) -> None:
+        """Entries may be served until then, on :func:`time.monotonic`: infinity where their own
+        lifetime is the bound, the past while pushes may be getting lost. At most
+        ``bound_seconds`` pass between a change and the drop of its entry."""
+        ...
 
 
 class CacheFactory(Protocol):

@@ -26,8 +26,14 @@ class Resolver(Protocol):
         ...
 
     def spawn(
-        self, work: Coroutine[Any, Any, T], *, name: str, context: Context | None = None
+        self,
+        work: Coroutine[Any, Any, T],
+        *,
+        name: str,
+        context: Context | None = None,
+        wait: bool = True,
     ) -> asyncio.Task[T]:
         """Run ``work`` apart from its caller: it goes on when the caller is cancelled, and is
-        waited for at shutdown. ``context`` None: none of the caller's context variables."""
+        waited for at shutdown (cancelled there, without ``wait``). ``context`` None: none of
+        the caller's context variables."""
         ...

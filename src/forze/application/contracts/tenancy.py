@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from datetime import timedelta
 from uuid import UUID
 
 from forze.errors import TenantRequired, ValidationError
 
-_tenant: ContextVar[str | None] = ContextVar("forze_tenant", default=None)
+TENANT: ContextVar[str | None] = ContextVar("forze_tenant", default=None)
+"""The tenant of a task; itself only for what cannot afford a call (:func:`current_tenant`)."""
+
 _principal: ContextVar[str | None] = ContextVar("forze_principal", default=None)
 _deadline: ContextVar[float | None] = ContextVar("forze_deadline", default=None)
 
 
 def current_tenant() -> str | None:
     """The tenant bound to this task, as text, or None."""
-    return _tenant.get()
+    return TENANT.get()
 
 
 def require_tenant(resource: str) -> str:
     """The bound tenant; raises :class:`TenantRequired` naming ``resource`` when there is none."""
-    tenant = _tenant.get()
+    tenant = TENANT.get()
     if tenant is None:
         raise TenantRequired(resource)
     return tenant
@@ -60,7 +62,12 @@ def _bound(variable: ContextVar[str | None], what: str, value: UUID | str) -> It
 
 def bind_tenant(tenant: UUID | str) -> AbstractContextManager[None]:
     """Bind ``tenant`` to the current task for the length of a ``with`` block."""
-    return _bound(_tenant, "tenant", tenant)
+    return _bound(TENANT, "tenant", tenant)
+
+
+def bind_again(tenant: str | None) -> AbstractContextManager[None]:
+    """Bind what :func:`current_tenant` answered in another task; None binds nothing."""
+    return nullcontext() if tenant is None else bind_tenant(tenant)
 
 
 def bind_principal(principal: UUID | str) -> AbstractContextManager[None]:

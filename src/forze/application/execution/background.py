@@ -8,6 +8,7 @@ from collections.abc import Coroutine
 from contextvars import Context
 from datetime import timedelta
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 T = TypeVar("T")
 
@@ -19,15 +20,26 @@ class Background:
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._expendable: WeakSet[asyncio.Task[Any]] = WeakSet()
 
     def spawn(
-        self, work: Coroutine[Any, Any, T], *, name: str, context: Context | None = None
+        self,
+        work: Coroutine[Any, Any, T],
+        *,
+        name: str,
+        context: Context | None = None,
+        wait: bool = True,
     ) -> asyncio.Task[T]:
-        """Start ``work``; without ``context`` in an empty one, so it holds on to no request."""
+        """Start ``work``; without ``context`` in an empty one, so it holds on to no request.
+
+        Without ``wait`` shutdown cancels it at once.
+        """
         task = asyncio.get_running_loop().create_task(
             work, name=name, context=Context() if context is None else context
         )
         self._tasks.add(task)
+        if not wait:
+            self._expendable.add(task)
         task.add_done_callback(self._ended)
         return task
 
@@ -40,6 +52,8 @@ class Background:
         """Wait for what runs and what it starts; cancel what is left after ``within``."""
         loop = asyncio.get_running_loop()
         until = loop.time() + within.total_seconds()
+        for task in tuple(self._expendable):
+            task.cancel()
         while self._tasks and (left := until - loop.time()) > 0:
             await asyncio.wait(set(self._tasks), timeout=left)
         for task in tuple(self._tasks):

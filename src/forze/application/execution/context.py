@@ -27,6 +27,7 @@ from forze.application.contracts.transaction import (
 from forze.application.execution.background import Background
 from forze.application.execution.deps import Deps
 from forze.application.execution.transaction import transaction_scope
+from forze.application.integrations.document.l1.store import L1Stats
 from forze.application.integrations.document.ports import DocumentPorts
 from forze.errors import ConfigurationError
 
@@ -89,6 +90,10 @@ class ExecutionContext:
     ) -> AbstractAsyncContextManager[Transaction]:
         return transaction_scope(self, route, manager)
 
+    def l1_stats(self) -> dict[str, L1Stats]:
+        """Counts of every in-process tier, by the name of its ``DocumentSpec``."""
+        return self.document.l1_stats()
+
     # -- per request ---------------------------------------------------------
 
     def bind_tenant(self, tenant: UUID | str) -> AbstractContextManager[None]:
@@ -114,10 +119,15 @@ class ExecutionContext:
         return self._deps.exists(key, route)
 
     def spawn(
-        self, work: Coroutine[Any, Any, T], *, name: str, context: Context | None = None
+        self,
+        work: Coroutine[Any, Any, T],
+        *,
+        name: str,
+        context: Context | None = None,
+        wait: bool = True,
     ) -> asyncio.Task[T]:
-        """Run ``work`` apart from any request; waited for at shutdown."""
-        return self._background.spawn(work, name=name, context=context)
+        """Run ``work`` apart from any request; shutdown waits for it, or else cancels it."""
+        return self._background.spawn(work, name=name, context=context, wait=wait)
 
     def bind(self, spec: object) -> None:
         """Resolve every port of ``spec`` now, so that wrong wiring fails here."""

@@ -9,12 +9,18 @@ from datetime import timedelta
 from typing import Any
 
 from forze.application.execution.context import ExecutionContext
-from forze.application.execution.deps import DepsPlan, DepsRegistry
+from forze.application.execution.deps import Deps, DepsPlan, DepsRegistry
 from forze.application.execution.lifecycle import (
     LifecyclePlan,
     LifecycleStep,
     start_steps,
     stop_steps,
+)
+from forze.application.integrations.document.telemetry import (
+    Telemetry,
+    TelemetryDepKey,
+    TelemetrySpec,
+    open_telemetry,
 )
 from forze.errors import ConfigurationError
 
@@ -25,6 +31,9 @@ class ExecutionRuntime:
     ``specs`` are checked when the scope is entered: names nobody registered, and columns
     that do not fit their models, fail there instead of at the first request. On the way
     out, background work gets ``drain`` to finish before the lifecycle steps are stopped.
+
+    ``telemetry`` True tells OpenTelemetry what the caches do where ``opentelemetry-api`` is
+    installed; False, or ``FORZE_TELEMETRY=off`` in the environment, tells nobody.
     """
 
     def __init__(
@@ -34,11 +43,14 @@ class ExecutionRuntime:
         lifecycle: LifecyclePlan | None = None,
         specs: Iterable[object] = (),
         drain: timedelta = timedelta(seconds=10),
+        telemetry: TelemetrySpec | bool = True,
     ) -> None:
         self._deps = deps.freeze()
         self._lifecycle = (lifecycle or LifecyclePlan()).freeze()
         self._specs = tuple(specs)
         self._drain = drain
+        self._wanted = telemetry
+        self._telemetry: Telemetry | None = None
         self._context: ExecutionContext | None = None
         self._busy = False
 
@@ -61,7 +73,7 @@ class ExecutionRuntime:
         self._busy = True
         started: list[LifecycleStep] = []
         try:
-            ctx = ExecutionContext(self._deps.build())
+            ctx = ExecutionContext(self._build())
             for spec in self._specs:
                 ctx.bind(spec)
             try:
@@ -86,7 +98,16 @@ class ExecutionRuntime:
             if failures:
                 raise _not_stopped(failures)
         finally:
+            if self._telemetry is not None:
+                self._telemetry.close()
+                self._telemetry = None
             self._busy = False
+
+    def _build(self) -> Deps:
+        deps, self._telemetry = self._deps.build(), open_telemetry(self._wanted)
+        if self._telemetry is None:
+            return deps
+        return Deps.merge(deps, Deps(plain={TelemetryDepKey: self._telemetry}))
 
     async def _stop(
         self, ctx: ExecutionContext, started: list[LifecycleStep]

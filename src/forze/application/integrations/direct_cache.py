@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from forze.application.contracts.cache import CacheSpec, JsonValue, PointerCache
 from forze.application.contracts.deps import Resolver
 from forze.application.contracts.transaction import open_transactions
+from forze.application.integrations.document.codec import RAW_MARK, unseal
 from forze.application.integrations.document.outage import Journal
 from forze.application.integrations.document.protocol import SCHEMA_CHARS
 from forze.application.integrations.document.stats import CacheCounters
@@ -26,9 +27,6 @@ A = TypeVar("A", bound=Hashable)
 
 DIRECT = "-" * SCHEMA_CHARS
 """Stands for a schema where a value was stored directly: no document reader takes it."""
-
-RAW_MARK = b"\x00"
-"""Begins a body of raw bytes; no JSON text begins with it."""
 
 
 def encode_value(key: str, value: Any, max_bytes: int) -> bytes:
@@ -63,11 +61,11 @@ def encode_value(key: str, value: Any, max_bytes: int) -> bytes:
 
 
 def decode_value(key: str, body: bytes) -> Any:
-    """The value stored as ``body``."""
+    """The value stored as ``body``, out of its envelope if it is in one."""
     if body.startswith(RAW_MARK):
         return body[len(RAW_MARK) :]
     try:
-        return json.loads(body)
+        return json.loads(unseal(body)[0])
     except ValueError as error:
         raise BackendCorrupt(
             f"cache key {key!r} holds {len(body)} bytes that are not JSON; something else "
@@ -80,8 +78,7 @@ class DirectCache(ABC, Generic[A]):
     """Implements ``CachePort`` over a backend's operations on addresses of type ``A``."""
 
     def __init__(self, spec: CacheSpec, resolver: Resolver, *, max_value_bytes: int) -> None:
-        self._name = spec.name
-        self._ttl = spec.ttl
+        self._spec = spec
         self._resolver = resolver
         self._max_value_bytes = max_value_bytes
         self._direct: Outlet | None = None
@@ -196,9 +193,10 @@ class DirectCache(ABC, Generic[A]):
         return encode_value(key, value, self._max_value_bytes)
 
     def _life_ms(self, ttl: timedelta | None) -> int:
-        life = self._ttl if ttl is None else ttl
+        life = self._spec.ttl if ttl is None else ttl
         if life < timedelta(milliseconds=1):
             raise ValidationError(
-                f"cache {self._name!r}: ttl must be at least a millisecond, not {life}", field="ttl"
+                f"cache {self._spec.name!r}: ttl must be at least a millisecond, not {life}",
+                field="ttl",
             )
         return life // timedelta(milliseconds=1)

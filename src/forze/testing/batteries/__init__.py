@@ -8,6 +8,7 @@ when things go wrong.
 
 from forze.testing.batteries.cache import CacheBehaviour, CacheFailures, CacheOutage
 from forze.testing.batteries.documents import DocumentBehaviour, DocumentFailures, DocumentOutage
+from forze.testing.batteries.freshness import RefreshBehaviour, SlidingBehaviour
 from forze.testing.batteries.legs import CacheLeg, DocumentLeg, Outage
 from forze.testing.batteries.pointers import PointerBehaviour, PointerFailures
 from forze.testing.batteries.stores import StoreBehaviour, StoreFailures
@@ -25,6 +26,8 @@ __all__ = [
     "Outage",
     "PointerBehaviour",
     "PointerFailures",
+    "RefreshBehaviour",
+    "SlidingBehaviour",
     "StoreBehaviour",
     "StoreFailures",
     "TransactionBehaviour",

@@ -20,6 +20,13 @@ Calls: TypeAlias = tuple[Callable[[], Awaitable[object]], ...]
 CACHE = CacheSpec(name="things")
 OTHER_CACHE = CacheSpec(name="others")
 TENANT_CACHE = CacheSpec(name="owned_things")
+EAGER_CACHE = CacheSpec(name="eager_things", early_refresh_beta=1.0)
+SLIDING_CACHE = CacheSpec(
+    name="sliding_things",
+    ttl=timedelta(seconds=60),
+    sliding_ttl=timedelta(seconds=10),
+    early_refresh_beta=1.0,
+)
 
 PATIENCE = timedelta(seconds=10)
 """Nothing a battery waits for takes this long where the backend works."""
@@ -29,8 +36,9 @@ PATIENCE = timedelta(seconds=10)
 class CacheLeg:
     """A cache backend: two processes over one server.
 
-    Both contexts answer ``CACHE``, ``OTHER_CACHE`` (another namespace) and ``TENANT_CACHE``
-    (tenant-aware), with ``max_value_bytes`` as given, and the transaction route ``items``.
+    Both contexts answer ``CACHE``, ``EAGER_CACHE`` and ``SLIDING_CACHE`` (over one namespace),
+    ``OTHER_CACHE`` (another one) and ``TENANT_CACHE`` (tenant-aware), with ``max_value_bytes``
+    as given, and the transaction route ``items``.
     ``pass_time`` makes the server's entries older by that much.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
-from forze.application.contracts.cache import Fill, Miss, PointerCache
+from forze.application.contracts.cache import Aging, Fill, Miss, PointerCache
 from forze.application.integrations.document.protocol import INTENT_MS, LEASE_MS
 from forze.errors import TenantRequired, ValidationError
 from forze.testing.batteries.legs import CACHE, OTHER_CACHE, TENANT_CACHE, CacheLeg, apart
@@ -422,5 +422,5 @@ class PointerFailures:
         assert await pointers.read(address, pointers.token()) is Miss.LEASED
 
 
-async def _read(pointers: PointerCache, address: str, token: str) -> bytes | Miss:
+async def _read(pointers: PointerCache, address: str, token: str) -> bytes | Aging | Miss:
     return await pointers.read(address, token)

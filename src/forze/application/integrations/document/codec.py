@@ -1,5 +1,9 @@
 """How a read model becomes a cached body and comes back: bare JSON, fields at the top level.
 
+The first byte of what is stored says what it is, since no JSON text begins with a mark:
+``RAW_MARK`` raw bytes stored directly, ``SEAL_MARK`` an envelope (:func:`seal`) that tells
+readers who refresh early what the load cost, anything else the JSON itself.
+
 A body is only cached if decoding it gives the very value back, so that a model whose JSON
 loses something (a secret, a lossy serializer) is never served from the cache as another
 value than the source's.
@@ -27,6 +31,34 @@ _IMMUTABLE = (
     bool, int, float, complex, str, bytes, type(None), UUID, Decimal, Enum,
     date, datetime, time, timedelta,
 )  # fmt: skip
+
+RAW_MARK = b"\x00"
+"""Begins a body of raw bytes."""
+
+SEAL_MARK = b"\x01"
+"""Begins an envelope."""
+
+LOAD_DIGITS = 15
+"""No load takes a number of milliseconds with more of them."""
+
+
+def seal(body: bytes, load_ms: int) -> bytes:
+    """``body`` in an envelope that tells how many milliseconds its load took."""
+    return b"%b%d\n%b" % (SEAL_MARK, load_ms, body)
+
+
+def unseal(stored: bytes) -> tuple[bytes, int | None]:
+    """The body and its load's milliseconds: None where there is no envelope.
+
+    A broken envelope holds an empty body, which decodes to nothing.
+    """
+    if not stored.startswith(SEAL_MARK):
+        return stored, None
+    head, found, body = stored.partition(b"\n")
+    load = head[len(SEAL_MARK) :]
+    if not found or not load.isdigit() or len(load) > LOAD_DIGITS:
+        return b"", None
+    return body, int(load)
 
 
 class DocumentCodec(Generic[R]):

@@ -21,7 +21,7 @@ from forze.application.contracts.document import (
     U,
 )
 from forze.application.contracts.transaction import Transaction, pinned, transaction_of
-from forze.application.integrations.document.coordinator import not_found
+from forze.application.integrations.document.filling import not_found
 from forze.application.integrations.document.query import document_id
 from forze.application.integrations.document.writes import (
     Invalidation,

@@ -1,6 +1,6 @@
 """The read-through: cache, then source, under one flight. The only place that orchestrates.
 
-One read::
+One read that the process's own tier (``l1``) does not answer::
 
     probe ─► body                     decode, done: one round trip
           ─► lease taken              load, fill                      ┐
@@ -17,32 +17,31 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from datetime import timedelta
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from secrets import token_hex
-from typing import Generic
+from typing import TYPE_CHECKING, Generic, cast
 from uuid import UUID
 
 import pydantic
 
-from forze.application.contracts.cache import CacheSpec, Fill, Miss, PointerCache
+from forze.application.contracts.cache import Aging, CacheSpec, Miss, PointerCache
 from forze.application.contracts.deps import Resolver
 from forze.application.contracts.document import DocumentStore, R
-from forze.application.contracts.tenancy import bind_tenant, current_deadline, current_tenant
+from forze.application.contracts.tenancy import bind_again, current_deadline, current_tenant
 from forze.application.contracts.transaction import OPEN, in_transaction
-from forze.application.integrations.document.codec import DocumentCodec
+from forze.application.integrations.document.codec import SEAL_MARK, DocumentCodec, unseal
+from forze.application.integrations.document.filling import Filler
 from forze.application.integrations.document.flight import Again, Flight
-from forze.application.integrations.document.freshness import lifetime
+from forze.application.integrations.document.l1.tier import Tier
 from forze.application.integrations.document.outage import Journal
-from forze.application.integrations.document.protocol import LEASE_MS, RENEW_MS
+from forze.application.integrations.document.protocol import LEASE_MS
+from forze.application.integrations.document.refresh import EarlyRefresh
 from forze.application.integrations.document.stats import CacheCounters, CacheStats
 from forze.application.integrations.document.writes import Outlet
-from forze.domain.models import utcnow
-from forze.errors import BackendTimeout, ForzeError, NotFoundError
+from forze.errors import BackendTimeout, ForzeError
 
-Found = bytes | Miss | None
-"""What a probe found; None: the cache could not be asked."""
+if TYPE_CHECKING:
+    from forze.application.integrations.document.spans import Spans
 
 FIRST_LOOK_SECONDS = 0.004
 LONGEST_LOOK_SECONDS = 0.1
@@ -63,22 +62,31 @@ class Coordinator(Generic[R]):
         pointers: PointerCache,
         codec: DocumentCodec[R],
         resolver: Resolver,
+        tier: Tier[R] | None = None,
         *,
         dice: Callable[[], float] = random.random,
     ) -> None:
         self._name = name
-        self._spec = spec
         self._store = store
         self._pointers = pointers
         self._codec = codec
         self._decode = codec.decode
         self._resolver = resolver
         self._dice = dice
-        self._counters = CacheCounters()
-        self._journal = Journal(pointers, resolver)
+        self._counters = counters = CacheCounters()
         self._flights: dict[str, Flight[R]] = {}
-        self.outlet = Outlet(pointers, self._journal, self._counters)
+        self._journal = Journal(pointers, resolver, tier=tier)
+        self.tier = tier
+        """The entries kept in this process, None without."""
+        self.filler = Filler(name, spec, store, pointers, codec, tier, counters, dice)
+        self._refresh = EarlyRefresh(
+            name, spec, pointers, self.filler, tier, resolver, counters, dice
+        )
+        self.outlet = Outlet(pointers, self._journal, counters)
         """Where writes announce themselves."""
+        self._spans: Spans | None = None
+        if tier is not None:
+            pointers.watch(tier)
 
     def address(self, pk: UUID) -> str:
         """The cache address of a document under the bound tenant."""
@@ -86,67 +94,144 @@ class Coordinator(Generic[R]):
 
     def stats(self) -> CacheStats:
         """What the cache did so far."""
+        tier = self.tier
         return self._counters.snapshot(
-            journal=len(self._journal), available=self._pointers.available()
+            journal=len(self._journal),
+            available=self._pointers.available(),
+            pushes=0 if tier is None else tier.pushed,
+            flushes=0 if tier is None else tier.flushes,
         )
+
+    def trace(self, spans: Spans) -> None:
+        """Make spans of flights, refreshes and the ends of writes from now on."""
+        self._spans = self._refresh.spans = self.outlet.spans = spans
 
     # -- one document --------------------------------------------------------
 
     async def get(self, pk: UUID) -> R:
-        """The document, never older than a write acknowledged before the call."""
+        """The document, never older than a write acknowledged before the call.
+
+        The tier has been asked already: see ``DocumentQuery.get``.
+        """
         if OPEN.get() and in_transaction():
             return await self.from_source(pk)
-        pointers, counters, flights = self._pointers, self._counters, self._flights
+        pointers, flights = self._pointers, self._flights
         address = pointers.address(str(pk))
         for _ in range(ROUNDS):
             owed = self._journal.active and self._journal.bypasses(address)
             # A flight that left before the write is not for those who come after it.
             name = f"past {address}" if owed else address
             flight = flights.get(name)
-            found: Found = None
+            found: R | Miss | None = None
             token = ""
             if flight is None or flight.loop is not asyncio.get_running_loop():
-                token = pointers.token()
                 if not owed:
-                    try:
-                        found = await pointers.read(address, token)
-                        if found.__class__ is bytes:
-                            document = self._decode(found)
-                            counters.hits += 1
-                            return document
-                    except ForzeError:
-                        counters.read_failures += 1
-                        pointers.give_back((address,), token)
-                    except asyncio.CancelledError:
-                        pointers.give_back((address,), token)
-                        raise
-                    except pydantic.ValidationError:
-                        await self._discard(address)
-                        found = None
+                    token = pointers.token()
+                    found = await self._probe(pk, address, token)
+                    if found is not None and found.__class__ is not Miss:
+                        return cast(R, found)
                 flight = flights.get(name)
+            miss = cast(Miss | None, found)
             if flight is None or flight.loop is not asyncio.get_running_loop():
-                seat, followed = self._depart(name, pk, address, found, token), 0
+                seat, followed = self._depart(name, pk, address, miss, token), 0
             else:
                 seat, followed = flight.board(), 1
-                if found is Miss.LEASED:
+                if miss is Miss.LEASED:
                     pointers.give_back((address,), token)
             answer = await self._wait(seat)
             if not isinstance(answer, Again):
-                counters.collapsed += followed
+                self._counters.collapsed += followed
                 return answer
         return await self.from_source(pk)
 
     async def from_source(self, pk: UUID, *, for_update: bool = False) -> R:
         """The document from the source, on this task's own connection; fills nothing."""
         self._counters.bypasses += 1
-        return await self._load(pk, for_update=for_update)
+        return await self.filler.load(pk, for_update=for_update)
 
-    async def _load(self, pk: UUID, *, for_update: bool = False) -> R:
-        self._counters.source_reads += 1
-        documents = await self._store.fetch((pk,), for_update=for_update)
-        if pk not in documents:
-            raise not_found(self._name, (pk,))
-        return documents[pk]
+    # -- asking the cache ----------------------------------------------------
+
+    async def _probe(
+        self, pk: UUID, address: str, token: str, *, large: bool = False
+    ) -> R | Miss | None:
+        """Ask the cache: the document, why there is none, or None where it could not be asked."""
+        pointers, mark = self._pointers, self._reserve(pk, address)
+        try:
+            found = await (pointers.read_large(address) if large else pointers.read(address, token))
+        except (ForzeError, asyncio.CancelledError) as error:
+            self._unanswered({address: pk}, token)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            return None
+        if found is None or found.__class__ is Miss:
+            return self._missed(pk, address, mark, found)
+        hit = cast(bytes | Aging, found)
+        document = self._opened(pk, address, mark, hit)
+        if document is None:
+            await self._discard(address)
+        elif isinstance(hit, Aging):
+            return await self._refresh.considered(pk, address, document, hit)
+        return document
+
+    async def _probe_all(
+        self, wanted: Mapping[str, UUID], token: str
+    ) -> dict[str, R | Miss | None]:
+        """:meth:`_probe` for many, in one round trip."""
+        marks = [self._reserve(pk, address) for address, pk in wanted.items()]
+        try:
+            answers = await self._pointers.read_many(list(wanted), token)
+        except (ForzeError, asyncio.CancelledError) as error:
+            self._unanswered(wanted, token)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            return dict.fromkeys(wanted)
+        found: dict[str, R | Miss | None] = {}
+        aging: dict[str, Awaitable[R]] = {}
+        for (address, pk), mark, answer in zip(wanted.items(), marks, answers, strict=True):
+            if isinstance(answer, Miss):
+                found[address] = self._missed(pk, address, mark, answer)
+                continue
+            document = found[address] = self._opened(pk, address, mark, answer)
+            if document is None:
+                await self._discard(address)
+            elif isinstance(answer, Aging):
+                aging[address] = self._refresh.considered(pk, address, document, answer)
+        found.update(zip(aging, await asyncio.gather(*aging.values()), strict=True))
+        return found
+
+    def _reserve(self, pk: UUID, address: str) -> object:
+        tier = self.tier
+        return None if tier is None else tier.reserve(tier.key(pk, address))
+
+    def _opened(self, pk: UUID, address: str, mark: object, found: bytes | Aging) -> R | None:
+        """The document of a hit, None where the body does not fit the model."""
+        body = found.body if isinstance(found, Aging) else found
+        if body.startswith(SEAL_MARK):
+            body, _ = unseal(body)
+        try:
+            document = self._decode(body)
+        except pydantic.ValidationError:
+            return None
+        self._counters.hits += 1
+        if self.tier is not None:
+            self.tier.take(self.tier.key(pk, address), mark, document, body)
+        return document
+
+    def _missed(self, pk: UUID, address: str, mark: object, found: Miss | None) -> Miss:
+        if self.tier is not None:
+            key = self.tier.key(pk, address)
+            if found is Miss.LEASED:
+                self.tier.forget(key)  # we changed the pointer: nothing may stand
+            else:
+                self.tier.withdraw(key, mark)
+        return Miss.HELD if found is None else found
+
+    def _unanswered(self, asked: Mapping[str, UUID], token: str) -> None:
+        self._counters.read_failures += 1
+        self._pointers.give_back(list(asked), token)
+        if self.tier is not None:
+            for address, pk in asked.items():
+                self.tier.forget(self.tier.key(pk, address))
 
     async def _discard(self, address: str) -> None:
         """Drop a body that does not fit the model; the read goes on without the cache."""
@@ -174,10 +259,12 @@ class Coordinator(Generic[R]):
     # -- flights -------------------------------------------------------------
 
     def _depart(
-        self, name: str, pk: UUID, address: str, found: Found, token: str
+        self, name: str, pk: UUID, address: str, found: Miss | None, token: str
     ) -> asyncio.Future[R | Again]:
         """Start a flight with its first caller aboard."""
         flight: Flight[R] = Flight()
+        if self._spans is not None:
+            flight.caller = self._spans.caller()
         seat = flight.board()
         self._flights[name] = flight
         work = self._fly(name, flight, pk, address, found, token, current_tenant())
@@ -190,13 +277,16 @@ class Coordinator(Generic[R]):
         flight: Flight[R],
         pk: UUID,
         address: str,
-        found: Found,
+        found: Miss | None,
         token: str,
         tenant: str | None,
     ) -> None:
         try:
-            with bind_tenant(tenant) if tenant is not None else _NO_TENANT:
-                document = await self._arrive(flight, pk, address, found, token)
+            with bind_again(tenant):
+                arriving = self._arrive(flight, pk, address, found, token)
+                if self._spans is not None:
+                    arriving = self._spans.load(flight, arriving)
+                document = await arriving
         except BaseException as error:
             self._flights.pop(name, None)
             flight.crash(error)
@@ -211,7 +301,7 @@ class Coordinator(Generic[R]):
         flight: Flight[R],
         pk: UUID,
         address: str,
-        found: Found,
+        found: Miss | None,
         token: str,
     ) -> R:
         """Get the document, from whatever the first probe found on."""
@@ -225,26 +315,17 @@ class Coordinator(Generic[R]):
                 patience -= wait
                 pause = min(2 * pause, LONGEST_LOOK_SECONDS)
             elif found is not Miss.LARGE:
+                flight.outcome = "bypassed"
                 flight.cover()
                 return await self.from_source(pk)
             flight.cover()
-            try:
-                if found is Miss.LARGE:
-                    found = await self._pointers.read_large(address) or Miss.HELD
-                else:
-                    token = self._pointers.token()
-                    found = await self._pointers.read(address, token)
-                if isinstance(found, bytes):
-                    document = self._decode(found)
-                    self._counters.hits += 1
-                    return document
-            except ForzeError:
-                self._counters.read_failures += 1
-                self._pointers.give_back((address,), token)
-                found = None
-            except pydantic.ValidationError:
-                await self._discard(address)
-                found = None
+            large = found is Miss.LARGE
+            if not large:
+                token = self._pointers.token()
+            answer = await self._probe(pk, address, token, large=large)
+            if answer is not None and not isinstance(answer, Miss):
+                return answer
+            found = answer
 
     async def _load_and_fill(
         self,
@@ -255,10 +336,14 @@ class Coordinator(Generic[R]):
     ) -> R:
         self._counters.misses += 1
         flight.cover()
-        with self._leased((address,), token) as lease:
-            document = await self._load(pk)
+        with self.filler.leased((address,), token) as lease:
+            began = time.monotonic()
+            document = await self.filler.load(pk)
+            took = time.monotonic() - began
             boarded = flight.aboard
-            if await self._fill(lease, {address: document}):
+            flight.outcome = "refused"
+            if await self.filler.fill(lease, {address: document}, took):
+                flight.outcome = "filled"
                 flight.cover(boarded)
             return document
 
@@ -270,13 +355,13 @@ class Coordinator(Generic[R]):
         What was leased is loaded and filled before anyone else's load is waited for; what is
         not there in the end joins one further query.
         """
-        wanted = {self._pointers.address(str(each)): each for each in ids}
-        documents: dict[UUID, R] = {}
         if in_transaction():
-            return await self._fetch(list(wanted.values()))
+            return await self._fetch(ids)
+        wanted = {self._pointers.address(str(each)): each for each in ids}
+        documents = self._kept(wanted)
         if self._journal.active:
             owed = [each for each in wanted if self._journal.bypasses(each)]
-            documents = await self._fetch([wanted.pop(each) for each in owed])
+            documents |= await self._fetch([wanted.pop(each) for each in owed])
         patience, pause = LEASE_MS / 1000, FIRST_LOOK_SECONDS
         while wanted:
             documents |= await self._probe_many(wanted, last=patience <= 0)
@@ -287,131 +372,43 @@ class Coordinator(Generic[R]):
                 pause = min(2 * pause, LONGEST_LOOK_SECONDS)
         return documents
 
+    def _kept(self, wanted: dict[str, UUID]) -> dict[UUID, R]:
+        """Take out of ``wanted`` what the tier has."""
+        documents: dict[UUID, R] = {}
+        if self.tier is not None:
+            for address, pk in tuple(wanted.items()):
+                document = self.tier.get(self.tier.key(pk, address))
+                if document is not None:
+                    documents[wanted.pop(address)] = document
+        return documents
+
     async def _fetch(self, ids: Sequence[UUID]) -> dict[UUID, R]:
         if not ids:
             return {}
         self._counters.bypasses += len(ids)
-        self._counters.source_reads += 1
-        return await self._store.fetch(ids)
+        return await self.filler.load_many(ids)
 
     async def _probe_many(self, wanted: dict[str, UUID], *, last: bool) -> dict[UUID, R]:
         """One round: what is cached, and what may be loaded now. Leaves in ``wanted`` what
         another reader is loading, unless this is the ``last`` round."""
         token = self._pointers.token()
-        addresses = list(wanted)
-        try:
-            answers = await self._pointers.read_many(addresses, token)
-        except ForzeError:
-            self._counters.read_failures += 1
-            self._pointers.give_back(addresses, token)
-            answers = [None] * len(addresses)  # type: ignore[list-item]
-        except asyncio.CancelledError:
-            self._pointers.give_back(addresses, token)
-            raise
-        leased = [a for a, found in zip(addresses, answers, strict=True) if found is Miss.LEASED]
+        found = await self._probe_all(wanted, token)
         documents: dict[UUID, R] = {}
-        with self._leased(leased, token) as lease:
+        leased = [address for address, each in found.items() if each is Miss.LEASED]
+        with self.filler.leased(leased, token) as lease:
             plain: list[str] = []
-            for address, found in zip(addresses, answers, strict=True):
-                if isinstance(found, bytes):
-                    try:
-                        documents[wanted[address]] = self._decode(found)
-                        self._counters.hits += 1
-                        del wanted[address]
-                        continue
-                    except pydantic.ValidationError:
-                        await self._discard(address)
-                if found is not Miss.LEASED and (found is not Miss.HELD or last):
+            for address, each in found.items():
+                if each is not None and not isinstance(each, Miss):
+                    documents[wanted.pop(address)] = each
+                elif each is not Miss.LEASED and (each is not Miss.HELD or last):
                     plain.append(address)
             loading = {address: wanted.pop(address) for address in (*leased, *plain)}
             if loading:
                 self._counters.misses += len(leased)
                 self._counters.bypasses += len(plain)
-                self._counters.source_reads += 1
-                loaded = await self._store.fetch(list(loading.values()))
+                began = time.monotonic()
+                loaded = await self.filler.load_many(list(loading.values()))
                 documents |= loaded
-                await self._fill(
-                    lease, {a: loaded[loading[a]] for a in leased if loading[a] in loaded}
-                )
+                filling = {a: loaded[loading[a]] for a in leased if loading[a] in loaded}
+                await self.filler.fill(lease, filling, time.monotonic() - began)
         return documents
-
-    # -- leases and fills ----------------------------------------------------
-
-    def _leased(self, addresses: Sequence[str], token: str) -> _HeldLease:
-        return _HeldLease(self._pointers, addresses, token)
-
-    async def _fill(self, lease: _HeldLease, documents: dict[str, R]) -> bool:
-        """Store what was loaded under a lease; whether all of it was."""
-        fills = [
-            fill
-            for address, document in documents.items()
-            if (fill := self._filling(address, lease.token, document)) is not None
-        ]
-        if not fills:
-            return False
-        try:
-            stored = await self._pointers.fill(fills)
-        except ForzeError:
-            self._counters.fill_failures += len(fills)
-            return False
-        lease.ended([fill.address for fill in fills])
-        self._counters.fills += sum(stored)
-        self._counters.rejected_fills += len(stored) - sum(stored)
-        return all(stored) and len(fills) == len(documents)
-
-    def _filling(self, address: str, token: str, document: R) -> Fill | None:
-        body = self._codec.encode(document)
-        if body is None or len(body) > self._pointers.max_value_bytes:
-            self._counters.uncacheable += 1
-            return None
-        life = lifetime(self._spec, document.last_update_at, utcnow(), self._dice())
-        return Fill(address, token, document.rev, body, max(1, life // timedelta(milliseconds=1)))
-
-
-class _HeldLease:
-    """Leases while their documents are loaded: renewed every second, given back at the end."""
-
-    __slots__ = ("_addresses", "_pointers", "_timer", "token")
-
-    def __init__(self, pointers: PointerCache, addresses: Sequence[str], token: str) -> None:
-        self._pointers = pointers
-        self._addresses = set(addresses)
-        self._timer: asyncio.TimerHandle | None = None
-        self.token = token
-
-    def __enter__(self) -> _HeldLease:
-        if self._addresses:
-            self._arm()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._addresses:
-            self._pointers.give_back(list(self._addresses), self.token)
-
-    def ended(self, addresses: Sequence[str]) -> None:
-        """These were filled, or refused: there is no lease left to give back."""
-        self._addresses.difference_update(addresses)
-
-    def _arm(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(RENEW_MS / 1000, self._renew)
-
-    def _renew(self) -> None:
-        self._pointers.renew(list(self._addresses), self.token)
-        self._arm()
-
-
-_NO_TENANT: AbstractContextManager[None] = nullcontext()
-
-
-def not_found(name: str, ids: Sequence[UUID]) -> NotFoundError:
-    """The error for documents that do not exist."""
-    listed = ", ".join(str(each) for each in ids[:5])
-    if len(ids) > 5:
-        listed += f" and {len(ids) - 5} more"
-    return NotFoundError(
-        f"{name}: no document {listed}; it was never created, or has been removed",
-        resource=name,
-        ids=ids,
-    )

@@ -15,11 +15,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
 
 from forze.errors import ForzeError, NotFoundError
 
 T = TypeVar("T")
+
+Outcome: TypeAlias = Literal["hit", "filled", "refused", "bypassed"]
+"""How a document came: from the cache after all, loaded and stored, loaded and not stored (a
+write came between, or the cache did not answer), or loaded past the cache."""
 
 
 class Again:
@@ -35,12 +39,15 @@ class Flight(Generic[T]):
     Each caller waits on a future of its own: cancelling one touches nobody else.
     """
 
-    __slots__ = ("_boarded", "_covered", "loop")
+    __slots__ = ("_boarded", "_covered", "caller", "loop", "outcome")
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
         self._boarded: list[asyncio.Future[T | Again]] = []
         self._covered = 0
+        self.outcome: Outcome = "hit"
+        self.caller: Any = None
+        """The span of whoever it left for, None where nobody traces."""
 
     def board(self) -> asyncio.Future[T | Again]:
         """Wait for the flight to land: the value, or :data:`AGAIN`."""

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Sequence
 from secrets import token_hex
 
-from forze.application.contracts.cache import PointerCache
+from forze.application.contracts.cache import CacheInvalidation, PointerCache
 from forze.application.contracts.deps import Resolver
 from forze.errors import ForzeError
 
@@ -26,9 +26,15 @@ class Journal:
     """The invalidations one cache has not been told of."""
 
     def __init__(
-        self, pointers: PointerCache, resolver: Resolver, *, capacity: int = CAPACITY
+        self,
+        pointers: PointerCache,
+        resolver: Resolver,
+        *,
+        tier: CacheInvalidation | None = None,
+        capacity: int = CAPACITY,
     ) -> None:
         self._pointers = pointers
+        self._tier = tier
         self._resolver = resolver
         self._capacity = capacity
         self._owed: dict[str, int] = {}
@@ -56,6 +62,8 @@ class Journal:
     def owe(self, addresses: Sequence[str]) -> None:
         """Remember that the cache was not told that these changed."""
         stamp = self._next()
+        if self._tier is not None:
+            self._tier.drop(addresses)
         self._owed.update(dict.fromkeys(addresses, stamp))
         if len(self._owed) > self._capacity:
             for namespace in set(map(self._pointers.namespace, self._owed)):
@@ -65,6 +73,8 @@ class Journal:
 
     def owe_namespace(self, namespace: str) -> None:
         """Remember that the cache was not told to drop a whole namespace."""
+        if self._tier is not None:
+            self._tier.flush()
         self._namespaces[namespace] = self._next()
         self._changed()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-from forze.application.contracts.cache import CachePort, CacheSpec
+from forze.application.contracts.cache import CachePort, CacheSpec, L1Spec
 from forze.application.contracts.deps import Resolver
 from forze.application.contracts.document import (
     C,
@@ -20,12 +20,15 @@ from forze.application.contracts.document import (
 from forze.application.integrations.document.codec import DocumentCodec
 from forze.application.integrations.document.command import DocumentCommand
 from forze.application.integrations.document.coordinator import Coordinator
+from forze.application.integrations.document.l1.lru import lru_l1_store
+from forze.application.integrations.document.l1.store import L1Stats, L1Store
+from forze.application.integrations.document.l1.tier import Tier
 from forze.application.integrations.document.query import DocumentQuery
+from forze.application.integrations.document.telemetry import telemetry_of
 from forze.application.integrations.document.writes import Outlet
 from forze.errors import ConfigurationError
 
-NOT_YET = ("l1", "early_refresh_beta", "sliding_ttl")
-"""Options of ``CacheSpec`` that the read-through refuses rather than ignores."""
+_L1_METHODS = ("get", "set", "invalidate", "clear", "stats")
 
 Transact = Callable[[str, Any], Any]
 
@@ -109,13 +112,6 @@ class DocumentPorts:
     ) -> Coordinator[Any] | None:
         if spec.cache is None:
             return None
-        for option in NOT_YET:
-            if getattr(spec.cache, option) is not None:
-                raise ConfigurationError(
-                    f"document {spec.name!r}: CacheSpec.{option} is not in this version; leave it "
-                    "out (reads are cached without it)",
-                    name=option,
-                )
         relations = store.relations
         scope = "\0".join((spec.name, *sorted(relations.reads)))
         codec = DocumentCodec(spec.read, scope)
@@ -127,7 +123,24 @@ class DocumentPorts:
                 "write could not reach every cached copy. Set tenant_aware on both or on none",
                 name=spec.name,
             )
-        return Coordinator(spec.name, spec.cache, store, pointers, codec, self._resolver)
+        tier = None
+        if spec.cache.l1 is not None:
+            tier = Tier(_l1_store(spec.name, spec.cache.l1), codec, pointers.tenant_aware)
+        coordinator = Coordinator(
+            spec.name, spec.cache, store, pointers, codec, self._resolver, tier
+        )
+        telemetry = telemetry_of(self._resolver)
+        if telemetry is not None:
+            telemetry.watch(spec.name, spec.cache, coordinator)
+        return coordinator
+
+    def l1_stats(self) -> dict[str, L1Stats]:
+        """Counts of the entries kept in this process, by the name of the ``DocumentSpec``."""
+        return {
+            name: stats
+            for name, bound in self._bound.items()
+            if (stats := bound.query.l1_stats()) is not None
+        }
 
     def _outlets(self, writer: _Bound) -> list[Outlet]:
         """Every cache that holds something of the relations ``writer`` writes to."""
@@ -141,6 +154,18 @@ class DocumentPorts:
         ]
         self._told[writer.spec.name] = (len(self._bound), outlets)
         return outlets
+
+
+def _l1_store(name: str, spec: L1Spec) -> L1Store:
+    store = (spec.store_factory or lru_l1_store)(spec)
+    missing = [each for each in _L1_METHODS if not callable(getattr(store, each, None))]
+    if missing:
+        raise ConfigurationError(
+            f"document {name!r}: L1Spec.store_factory made {store!r}, which lacks "
+            f"{', '.join(missing)}; it must return an L1Store (lru_l1_store, tiny_lfu_l1_store)",
+            name="store_factory",
+        )
+    return cast(L1Store, store)
 
 
 def _outlet(writer: Relations, reader: _Bound) -> Outlet | None:

@@ -34,7 +34,7 @@ from enum import Enum
 from typing import TypeAlias
 
 LEASE_MS = 3_000
-"""How long a reader's lease lives without being renewed."""
+"""How long a reader's lease, or its right to refresh, lives without being renewed."""
 
 RENEW_MS = 1_000
 """How often a load in progress renews its lease."""
@@ -150,11 +150,13 @@ def fill(pointer: Pointer, tag: str, token: str, version: str, now: int) -> tupl
 
 
 def renew(pointer: Pointer, tag: str, token: str, until: int, now: int) -> Pointer:
-    """Prolong the lease held under ``token``; anything else stays as it is."""
+    """Prolong the lease or the refresh held under ``token``; anything else stays as it is."""
     pointer = prune(pointer, now)
     match pointer:
         case Lease() if (pointer.tag, pointer.token) == (tag, token):
             return replace(pointer, until=until)
+        case Value(refresh=Refresh(token=holder)) if (pointer.tag, holder) == (tag, token):
+            return replace(pointer, refresh=Refresh(token, until))
     return pointer
 
 

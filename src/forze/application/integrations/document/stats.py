@@ -23,11 +23,16 @@ class CacheCounters:
     intents: int = 0
     intent_failures: int = 0
     lapsed_intents: int = 0
+    refreshes: int = 0
+    refresh_failures: int = 0
+    load_seconds: float = 0.0
 
-    def snapshot(self, *, journal: int, available: bool) -> CacheStats:
+    def snapshot(self, *, journal: int, available: bool, pushes: int, flushes: int) -> CacheStats:
         """The counts as they stand."""
         counts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return CacheStats(**counts, journal=journal, available=available)
+        return CacheStats(
+            **counts, journal=journal, available=available, pushes=pushes, flushes=flushes
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +67,16 @@ class CacheStats:
     """Announcements the cache did not answer."""
     lapsed_intents: int
     """Announcements that could not be renewed in time."""
+    refreshes: int
+    """Entries refreshed before their end."""
+    refresh_failures: int
+    """Early refreshes that failed; the entry stayed."""
+    load_seconds: float
+    """Seconds spent in queries sent to the source."""
+    pushes: int
+    """Changes of entries that the server pushed to this process."""
+    flushes: int
+    """How often the in-process tier was emptied because changes may have gone unheard."""
     journal: int
     """Keys whose invalidation the cache has not been told of yet."""
     available: bool

@@ -16,20 +16,23 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from contextvars import copy_context
 from secrets import token_hex
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from uuid import UUID
 
 from forze.application.contracts.cache import PointerCache
 from forze.application.contracts.deps import Resolver
-from forze.application.contracts.tenancy import bind_tenant, current_tenant
+from forze.application.contracts.tenancy import bind_again, current_tenant
 from forze.application.contracts.transaction import Outcome, Transaction
 from forze.application.integrations.document.outage import BATCH, Journal
 from forze.application.integrations.document.protocol import INTENT_MS, may_commit
 from forze.application.integrations.document.stats import CacheCounters
 from forze.errors import BackendError, BackendTimeout, BackendUnavailable, ForzeError
+
+if TYPE_CHECKING:
+    from forze.application.integrations.document.spans import Spans
 
 T = TypeVar("T")
 
@@ -49,7 +52,7 @@ _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 class Outlet:
     """One cache that a write has to tell, with its journal and counters."""
 
-    __slots__ = ("by_namespace", "counters", "journal", "pointers")
+    __slots__ = ("by_namespace", "counters", "journal", "pointers", "spans")
 
     def __init__(
         self,
@@ -64,10 +67,13 @@ class Outlet:
         self.counters = counters
         self.by_namespace = by_namespace
         """Whether the ids written do not tell which entries change: everything is dropped."""
+        self.spans: Spans | None = None
 
     def dropping_all(self) -> Outlet:
         """The same cache, told to drop everything instead of single documents."""
-        return Outlet(self.pointers, self.journal, self.counters, by_namespace=True)
+        outlet = Outlet(self.pointers, self.journal, self.counters, by_namespace=True)
+        outlet.spans = self.spans
+        return outlet
 
 
 class _Announced:
@@ -174,7 +180,7 @@ class Invalidation:
         """Wait until every intent is answered and none is old; raises to refuse the commit."""
         for outlets, told, ids, tenant in self._written:
             if (now_known := outlets()) is not told:
-                with bind_tenant(tenant) if tenant is not None else nullcontext():
+                with bind_again(tenant):
                     self._announce_to(now_known, ids)
         while self._sent:
             await self._answered(self._sent[0])
@@ -269,16 +275,18 @@ class Invalidation:
         lost = [
             outlet
             for outlet, told in self._told.items()
-            if told.addresses and not await self._end(outlet, told.addresses, committed=committed)
+            if told.addresses
+            and not await _traced(
+                outlet,
+                len(told.addresses),
+                self._end(outlet, told.addresses, committed=committed),
+            )
         ]
         for work in self._after_commit if committed else ():
             with suppress(ForzeError):
                 await work()
         for (_, namespace), outlet in self._namespaces.items() if committed else ():
-            try:
-                await outlet.pointers.clear(namespace)
-            except ForzeError:
-                outlet.journal.owe_namespace(namespace)
+            if not await _traced(outlet, 0, _clear(outlet, namespace)):
                 lost.append(outlet)
         if acknowledge and any(outlet.pointers.on_outage == "refuse" for outlet in lost):
             raise BackendUnavailable(
@@ -308,6 +316,21 @@ class Invalidation:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+async def _clear(outlet: Outlet, namespace: str) -> bool:
+    """Drop everything of a namespace; whether the cache knows of it."""
+    try:
+        await outlet.pointers.clear(namespace)
+    except ForzeError:
+        outlet.journal.owe_namespace(namespace)
+        return False
+    return True
+
+
+async def _traced(outlet: Outlet, keys: int, telling: Awaitable[bool]) -> bool:
+    """Await the end of a write at one cache, in a span where somebody traces."""
+    return await (telling if outlet.spans is None else outlet.spans.invalidate(keys, telling))
 
 
 def _batches(addresses: Sequence[str]) -> Iterable[Sequence[str]]:

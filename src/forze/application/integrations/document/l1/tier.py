@@ -1,0 +1,155 @@
+"""The in-process tier of one document kind: which entries may stand, and until when.
+
+Where entries are kept and which of them go first is the store's affair (``lru``,
+``tiny_lfu``). Here is what keeps an entry from being older than the change that removed it::
+
+    reserve ──► a mark of its own, before the read is sent; whatever stood there is gone
+    take    ──► the value goes in, if that very mark still stands
+    drop    ──► entry and mark go: a local write, a push
+    flush   ──► all of them go: pushes may have been lost
+
+A mark that is gone means that something changed after the question was put, and that the
+answer may predate it. Marks are not shared: the later of two reads takes the place of the
+earlier, whose answer is then not kept.
+
+Under pushes the tier serves only while it is *trusted*: the event loop has lately looked at
+the socket the pushes arrive on. A process that stood still trusts nothing it kept.
+
+Source: Redis documentation, client-side caching (the placeholder against the race of reply
+and push).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import inf
+from time import monotonic
+from typing import Final, Generic, TypeAlias, cast
+from uuid import UUID
+
+from forze.application.contracts.document import R
+from forze.application.contracts.tenancy import TENANT
+from forze.application.integrations.document.codec import DocumentCodec
+from forze.application.integrations.document.l1.store import L1Store
+
+Key: TypeAlias = "bytes | tuple[str, bytes]"
+"""A document's id, behind what stands before it in its address where that depends on a tenant."""
+
+ID_CHARS: Final = 36
+KNOWN_TENANTS: Final = 10_000
+
+
+class Tier(Generic[R]):
+    """The entries of one document kind in this process. Implements ``CacheInvalidation``.
+
+    ``prefixes`` is None where an id alone names a document; else it has, for each tenant seen,
+    what stands before the id in an address.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_marks",
+        "bound_seconds",
+        "decode",
+        "dropped",
+        "find",
+        "flushes",
+        "prefixes",
+        "pushed",
+        "shared",
+        "store",
+        "trusted_until",
+    )
+
+    def __init__(self, store: L1Store, codec: DocumentCodec[R], tenant_aware: bool) -> None:
+        self.store = store
+        self.find = store.get
+        self.shared = codec.shareable
+        self.decode = codec.decode
+        self._marks: dict[Key, object] = {}
+        self.prefixes: dict[str | None, str] | None = {} if tenant_aware else None
+        self.trusted_until = self.bound_seconds = inf
+        self.dropped = 0
+        self.pushed = 0
+        self.flushes = 0
+
+    def key(self, pk: UUID, address: str) -> Key:
+        """The key of a document at ``address``."""
+        number = pk.int.to_bytes(16, "big")
+        if self.prefixes is None:
+            return number
+        prefix = address[:-ID_CHARS]
+        if len(self.prefixes) >= KNOWN_TENANTS:
+            self.prefixes.clear()
+        self.prefixes[TENANT.get()] = prefix
+        return prefix, number
+
+    def get(self, key: Key) -> R | None:
+        """The entry of ``key``, if the tier may serve it."""
+        if monotonic() >= self.trusted_until:
+            return None
+        kept = self.find(key)
+        if kept is None or self.shared:
+            return cast("R | None", kept)
+        return self.decode(cast(bytes, kept))
+
+    # -- entries come ----------------------------------------------------------
+
+    def reserve(self, key: Key) -> object:
+        """A mark for what is about to be asked; whatever stood there is gone."""
+        mark = self._marks[key] = object()
+        self.store.invalidate(key)
+        return mark
+
+    def take(self, key: Key, mark: object, document: R, body: bytes) -> bool:
+        """Keep the answer if its mark still stands; whether it does."""
+        if self._marks.get(key) is not mark:
+            return False
+        del self._marks[key]
+        if monotonic() >= self.trusted_until:
+            return False
+        self.store.set(key, document if self.shared else body)
+        return True
+
+    def withdraw(self, key: Key, mark: object) -> None:
+        """The question ended without an answer to keep."""
+        if self._marks.get(key) is mark:
+            del self._marks[key]
+
+    # -- entries go ------------------------------------------------------------
+
+    def forget(self, key: Key) -> None:
+        """Drop one entry, and the mark of whoever is asking for it."""
+        self._marks.pop(key, None)
+        self.store.invalidate(key)
+
+    def drop(self, addresses: Iterable[str], *, pushed: bool = False) -> None:
+        """Drop the entries at these addresses, and the marks of whoever is asking for them."""
+        for address in addresses:
+            key = self._key_at(address)
+            if key is None:
+                continue
+            if pushed:
+                self.pushed += 1
+            else:
+                self.dropped += 1
+            self.forget(key)
+
+    def flush(self) -> None:
+        """Drop everything."""
+        self.flushes += 1
+        self._marks.clear()
+        self.store.clear()
+
+    def trust(self, until: float, bound_seconds: float) -> None:
+        """Entries may be kept and served until then, on :func:`time.monotonic`."""
+        self.trusted_until = until
+        self.bound_seconds = bound_seconds
+
+    def _key_at(self, address: str) -> Key | None:
+        """The key of what is at ``address``; None where that is no document."""
+        try:
+            number = UUID(hex=address[-ID_CHARS:]).bytes
+        except ValueError:
+            return None
+        return number if self.prefixes is None else (address[:-ID_CHARS], number)

@@ -1,0 +1,123 @@
+"""The store that keeps what will be used again: admission by history, under a policy it chooses.
+
+Four parts, each with its source:
+
+- *window and main*: a newcomer starts in a small window and enters the main part only if it is
+  worth more than who would leave for it; main is a segmented LRU (:mod:`.segments`; W-TinyLFU,
+  Einziger, Friedman, Manes, ACM ToS 2017);
+- *sketch*: how often each key was asked for lately, hit or miss, in about 13 bytes per entry
+  (:mod:`.sketch`; the same paper);
+- *admission*: by frequency, or by one reuse within window or memory of the evicted (S3-FIFO,
+  Yang et al., SOSP 2023), or of everyone, which is LRU;
+- *adaptation*: which of the three, decided by small shadows of the cache (:mod:`.contest`; the
+  aim is that of Einziger et al., Adaptive Software Cache Management, Middleware 2018).
+
+Hashes are mixed with a secret of the store, so that nobody outside knows which keys share
+counters; a coin keeps even one who knew from pinning the cache.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable
+from datetime import timedelta
+from random import Random
+
+from forze.application.contracts.cache import L1Spec
+from forze.application.integrations.document.l1.contest import Contest
+from forze.application.integrations.document.l1.segments import Segments
+from forze.application.integrations.document.l1.sketch import FrequencySketch
+from forze.application.integrations.document.l1.store import L1Stats
+
+
+class TinyLfuL1Store:
+    """Keeps the ``capacity`` entries most worth keeping. Every operation but ``clear`` is O(1).
+
+    ``random`` is where its secret and its coins come from: seeded, it behaves the same again
+    for keys whose hashes do (not text or bytes, whose hashes differ from process to process).
+    """
+
+    __slots__ = (
+        "_capacity",
+        "_clock",
+        "_contest",
+        "_count",
+        "_evictions",
+        "_hits",
+        "_misses",
+        "_sample",
+        "_secret",
+        "_segments",
+        "_ttl_s",
+        "_use",
+    )
+
+    def __init__(
+        self,
+        *,
+        capacity: int,
+        ttl: timedelta,
+        clock: Callable[[], float] = time.monotonic,
+        random: Random | None = None,
+    ) -> None:
+        random = random or Random()
+        self._capacity = capacity
+        self._ttl_s = ttl.total_seconds()
+        self._clock = clock
+        self._secret = random.getrandbits(60)
+        sketch = FrequencySketch(capacity)
+        self._contest = Contest(capacity, sketch, random)
+        self._segments = Segments(capacity, self._contest.best, sketch, self._hash_of, random)
+        self._sample = self._contest.sample
+        self._count = sketch.add
+        self._use = self._segments.use
+        self._hits = self._misses = self._evictions = 0
+
+    def _hash_of(self, key: Hashable) -> int:
+        return hash((self._secret, key))
+
+    def get(self, key: Hashable) -> object | None:
+        """The live value of ``key``, or None; an expired entry is removed."""
+        seen = hash((self._secret, key))
+        self._count(seen)
+        if not seen & self._sample and self._contest.watch(seen):
+            self._segments.follow(self._contest.best)
+        entry = self._use(key)
+        if entry is not None:
+            if self._clock() < entry[1]:
+                self._hits += 1
+                return entry[0]
+            self._segments.remove(key)
+        self._misses += 1
+        return None
+
+    def set(self, key: Hashable, value: object) -> None:
+        """Keep ``value`` under ``key``; where it is full, the entry least worth it goes."""
+        now = self._clock()
+        entry = (value, now + self._ttl_s)
+        if not self._segments.replace(key, entry):
+            seen = hash((self._secret, key))
+            self._evictions += self._segments.admit(key, seen, entry, now)
+
+    def invalidate(self, key: Hashable) -> None:
+        """Remove ``key`` if it is there."""
+        self._segments.remove(key)
+
+    def clear(self) -> None:
+        """Remove every entry; what was learned of the keys' use stays."""
+        self._segments.clear()
+
+    def stats(self) -> L1Stats:
+        """The counts so far."""
+        return L1Stats(
+            size=len(self._segments),
+            capacity=self._capacity,
+            hits=self._hits,
+            misses=self._misses,
+            evictions=self._evictions,
+        )
+
+
+def tiny_lfu_l1_store(spec: L1Spec) -> TinyLfuL1Store:
+    """A store for ``L1Spec(store_factory=tiny_lfu_l1_store)``."""
+    return TinyLfuL1Store(capacity=spec.capacity, ttl=spec.ttl)
