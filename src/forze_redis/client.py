@@ -179,8 +179,8 @@ class RedisClient:
     ) -> asyncio.Future[Reply]:
         """:meth:`run_cached` for a script that changes what is cached under ``keys``.
 
-        The in-process tiers drop them as it is sent and again as it is answered, since the
-        server does not push a connection's own changes to it.
+        The in-process tiers drop them as it is sent and again as it is answered, so that what
+        waits for the answer does not have to wait for the push as well.
         """
         touched = self._listeners.tracking.touched
         touched(keys)

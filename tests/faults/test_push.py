@@ -130,6 +130,15 @@ async def test_expiry_eviction_and_deletion_drop_the_entry(
         await until(lambda: l1(a).size == 0)
 
 
+async def test_a_raw_command_of_ones_own_drops_the_entry(hot: Pair) -> None:
+    """P11: whatever changes the pointer, by whichever connection."""
+    a, b = hot
+    product = await b.create(price=1)
+    await kept(a, product)
+    await a.redis.call("DEL", POINTER + str(product.id))
+    await until(lambda: l1(a).size == 0)
+
+
 async def test_flushall_drops_everything(own_hot: Pair) -> None:
     a, b = own_hot
     product = await b.create(price=1)
@@ -183,18 +192,67 @@ async def test_a_silent_link_is_given_up(hot: Pair) -> None:
     assert await kept(a, product) == 2
 
 
-async def test_a_process_that_stood_still_trusts_nothing(hot: Pair) -> None:
+async def test_a_server_that_hangs(own_hot: Pair, own_redis_server: RespServer) -> None:
+    """P11: it pushes nothing, so nothing is served that it would have pushed about."""
+    a, b = own_hot
+    product = await b.create(price=1)
+    assert await kept(a, product) == 1
+    own_redis_server.pause()
+    try:
+        product = await b.reprice(product, 2)  # cannot be told, and goes on
+        await until(lambda: l1(a).size == 0, seconds=1)
+        assert await a.price(product) == 2
+    finally:
+        own_redis_server.resume()
+    await until(lambda: not b.stats.journal and a.redis.available())
+    assert await kept(a, product) == 2
+
+
+async def test_a_wall_clock_that_jumps(hot: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entries and trust live by the monotonic clock."""
+    a, b = hot
+    product = await b.create(price=1)
+    assert await kept(a, product) == 1
+    for jump in (3600, -3600):
+        real = time.time
+        monkeypatch.setattr(time, "time", lambda real=real, jump=jump: real() + jump)
+        await asyncio.sleep(0.05)
+        hits = l1(a).hits
+        assert await a.price(product) == 1
+        assert l1(a).hits == hits + 1
+    product = await b.reprice(product, 2)
+    await until(lambda: l1(a).size == 0)
+    assert await a.price(product) == 2
+
+
+async def test_a_process_that_stood_still_trusts_nothing(
+    hot: Pair, database: asyncpg.Connection[Any], redis_server: RespServer
+) -> None:
     """P11: after two seconds without a turn of the event loop the first read asks again."""
     a, b = hot
     product = await b.create(price=1)
     assert await kept(a, product) == 1
-    writing = asyncio.create_task(b.reprice(product, 2))
-    await writing
-    # B's push to A lies in A's socket while nobody looks at it.
+    await database.execute("UPDATE products SET price = 2")
     hits = l1(a).hits
-    time.sleep(0.5)  # noqa: ASYNC251 - the loop is to stand still
+    # The push arrives while nobody looks at the socket, and the read comes before anybody does.
+    ask(redis_server, "DEL", POINTER + str(product.id))
+    time.sleep(2)  # noqa: ASYNC251 - the loop is to stand still
     assert await a.price(product) == 2
     assert l1(a).hits == hits
+
+
+async def test_nothing_is_kept_while_there_is_no_connection(hot: Pair) -> None:
+    """P11: entries go when the connection does, not when the next one comes."""
+    a, b = hot
+    product = await b.create(price=1)
+    assert await kept(a, product) == 1
+    a.proxy.refuse()
+    a.proxy.cut()
+    await until(lambda: l1(a).size == 0, seconds=1)
+    await b.reprice(product, 2)
+    assert await a.price(product) == 2
+    await a.proxy.accept()
+    assert await kept(a, product) == 2
 
 
 async def test_a_restarted_server(own_hot: Pair, own_redis_server: RespServer) -> None:

@@ -118,6 +118,32 @@ async def test_one_refresh_at_a_time_in_the_fleet(
     assert a.stats.refreshes + b.stats.refreshes == 1
 
 
+async def test_two_who_volunteer_at_once(
+    waiting: Pair, database: asyncpg.Connection[Any], redis_server: RespServer
+) -> None:
+    """P14: the one who is not elected has its answer already, and loads nothing."""
+    a, b = waiting
+    product = await a.create(price=1)
+    await a.price(product)
+    loads = a.stats.source_reads
+    elect = a.proxy.hold_request(script(scripts.ELECT))
+    late = asyncio.create_task(a.price(product))
+    await elect.seen()
+    async with database.transaction():
+        await database.execute("LOCK TABLE products IN ACCESS EXCLUSIVE MODE")
+        elected = asyncio.create_task(b.price(product))
+        async with asyncio.timeout(5):
+            while (state(redis_server, product) or b"")[:1] != b"R":
+                await asyncio.sleep(0.002)
+        elect.release()
+        async with asyncio.timeout(2):
+            assert await late == 1
+        assert not elected.done()
+    assert await elected == 1
+    assert a.stats.source_reads == loads
+    assert (a.stats.refreshes, b.stats.refreshes) == (0, 1)
+
+
 async def test_a_write_takes_the_right_to_refresh_away(
     waiting: Pair, redis_server: RespServer
 ) -> None:

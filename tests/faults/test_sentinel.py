@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -18,9 +19,12 @@ from tests.faults.world import (
     ProductCreate,
     ProductRead,
     ProductUpdate,
+    product_spec,
     state,
 )
 
+from forze.application.contracts.cache import L1Spec
+from forze.application.contracts.document import DocumentSpec
 from forze.application.execution import (
     DepsRegistry,
     ExecutionContext,
@@ -320,10 +324,15 @@ async def test_all_sentinels_down_at_start(valkeys: Replicated) -> None:
 class App:
     """One replica of the application, as near to its users as a test can be."""
 
-    def __init__(self, ctx: ExecutionContext, redis: RedisClient) -> None:
+    def __init__(
+        self,
+        ctx: ExecutionContext,
+        redis: RedisClient,
+        spec: DocumentSpec[ProductRead, ProductCreate, ProductUpdate],
+    ) -> None:
         self.redis = redis
-        self.query = ctx.document.query(SPEC)
-        self.docs = ctx.document.command(SPEC)
+        self.query = ctx.document.query(spec)
+        self.docs = ctx.document.command(spec)
 
     async def create(self, price: int) -> ProductRead:
         return await self.docs.create(ProductCreate(name="Widget", price=price))
@@ -339,23 +348,27 @@ class App:
 
 
 @asynccontextmanager
-async def application(postgres_dsn: str, redis_dsn: str) -> AsyncIterator[App]:
+async def application(
+    postgres_dsn: str,
+    redis_dsn: str,
+    spec: DocumentSpec[ProductRead, ProductCreate, ProductUpdate] = SPEC,
+) -> AsyncIterator[App]:
     """The application over sentinels, writes refused while the cache cannot be told."""
     pg, redis = PostgresClient(), RedisClient()
     products = PostgresDocumentConfig(read=("public", "products"), write=("public", "products"))
-    caches = {"products": RedisCacheConfig(namespace=NAMESPACE, on_outage="refuse")}
+    cache = RedisCacheConfig(namespace=NAMESPACE, on_outage="refuse", invalidation_push=True)
     runtime = ExecutionRuntime(
         deps=DepsRegistry.from_modules(
             PostgresDepsModule(client=pg, rw_documents={"products": products}, tx={"products"}),
-            RedisDepsModule(client=redis, caches=caches),
+            RedisDepsModule(client=redis, caches={"products": cache}),
         ),
         lifecycle=LifecyclePlan.from_modules(
             PostgresLifecycleModule(client=pg, dsn=postgres_dsn)
         ).with_steps(redis_lifecycle_step(dsn=redis_dsn, config=PROMPT)),
-        specs=[SPEC],
+        specs=[spec],
     )
     async with runtime.scope():
-        yield App(runtime.get_context(), redis)
+        yield App(runtime.get_context(), redis, spec)
 
 
 async def test_an_heir_that_had_missed_the_last_write_is_cold(
@@ -438,3 +451,40 @@ async def test_cached_reads_over_two_failovers(
             over.set()
         assert reads > 100
         assert (await reader.query.get(product.id)).price >= acknowledged
+
+
+async def test_pushed_entries_over_two_failovers(
+    database: asyncpg.Connection[Any], postgres_dsn: str, servers: Replicated
+) -> None:
+    """P11: what was kept under one primary is not served under the next, from A to B to A."""
+    hot = product_spec(l1=L1Spec(ttl=timedelta(seconds=60)))
+    async with (
+        application(postgres_dsn, servers.dsn, hot) as writer,
+        application(postgres_dsn, servers.dsn, hot) as reader,
+    ):
+        product = await writer.create(1)
+
+        def entries() -> int:
+            stats = reader.query.l1_stats()
+            assert stats is not None
+            return stats.size
+
+        async def keep(price: int) -> None:
+            async with asyncio.timeout(25):  # an intent the crash left keeps readers at the source
+                while not entries():
+                    assert (await reader.query.get(product.id)).price == price
+                    await asyncio.sleep(0.01)
+
+        for heir in (servers.replica, servers.primary):
+            await keep(product.price)
+            await primary_dies(servers)
+            await eventually(lambda: entries() == 0)
+            for app in (writer, reader):
+                await lands_on(app.redis, heir.port)
+            product = await writer.reprice(product, product.price + 1)
+            assert (await reader.query.get(product.id)).price == product.price
+            await keep(product.price)
+            product = await writer.reprice(product, product.price + 1)
+            await eventually(lambda: entries() == 0, seconds=0.5)
+            assert (await reader.query.get(product.id)).price == product.price
+            await asyncio.to_thread(servers.rejoin)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -142,6 +142,39 @@ class Settling:
         self.cache.deaf = False
         self.journal.owe(())
         await self.ctx.close(timedelta(seconds=2))
+
+
+class Told:
+    """A tier that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.dropped: list[str] = []
+        self.flushes = 0
+
+    def drop(self, addresses: Iterable[str], *, pushed: bool = False) -> None:
+        assert not pushed
+        self.dropped += addresses
+
+    def flush(self) -> None:
+        self.flushes += 1
+
+    def trust(self, until: float, bound_seconds: float) -> None:
+        raise AssertionError("a journal trusts nobody")
+
+
+async def test_a_debt_takes_the_entry_out_of_the_tier() -> None:
+    """P12: what the cache was not told of is not served from the process either."""
+    ctx, cache = world()
+    cache.deaf = True
+    tier = Told()
+    journal = Journal(cache, ctx, tier=tier)
+    address = cache.address("one")
+    journal.owe((address,))
+    assert (tier.dropped, tier.flushes) == ([address], 0)
+    journal.owe_namespace(cache.namespace())
+    assert tier.flushes == 1
+    cache.deaf = False
+    await ctx.close(timedelta(seconds=2))
 
 
 async def test_a_debt_is_settled_once_the_cache_hears() -> None:

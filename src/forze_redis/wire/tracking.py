@@ -1,9 +1,9 @@
 """Invalidation: which in-process tiers hear of which keys, and whether pushes can be relied on.
 
-Tiers hear of two kinds of changes. Those this process makes itself are told by whoever sends
-them (:meth:`Tracking.touched`). Everyone else's are pushed by the server: ``CLIENT TRACKING ON
-BCAST NOLOOP PREFIX ...`` on the very connection that carries the reads, one prefix for each
-namespace; a namespace's prefix ends where its keys begin, so that no two overlap.
+Tiers hear of the changes this process makes from whoever sends them (:meth:`Tracking.touched`),
+before a push could tell; and of everyone's, its own again included, by pushes: ``CLIENT TRACKING
+ON BCAST PREFIX ...`` on the very connection that carries the reads, one prefix for each
+namespace. A namespace's prefix ends where its keys begin, so that no two overlap.
 
 ::
 
@@ -172,7 +172,7 @@ class Tracking:
     ) -> asyncio.Future[Reply]:
         self._asked.update(prefixes)
         named = [part for prefix in prefixes for part in ("PREFIX", prefix)]
-        return connection.ask(pack("CLIENT", "TRACKING", "ON", "BCAST", "NOLOOP", *named), timeout)
+        return connection.ask(pack("CLIENT", "TRACKING", "ON", "BCAST", *named), timeout)
 
     def _answered(self, connection: Connection, prefix: str, reply: asyncio.Future[Reply]) -> None:
         """A prefix that came while the connection was in use is followed, or is not."""
