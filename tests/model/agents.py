@@ -45,6 +45,7 @@ class WriterMove:
     label: str
     world: World
     writer: Writer
+    at_server: bool = False  # a command is executed: nothing else can happen in a server's turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class ReaderMove:
     freed: tuple[int, ...] = ()
     answered: int = 0
     wrong: str | None = None
+    at_server: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ class Fault:
     world: World
     writers: tuple[Writer, ...]
     wrong: str | None = None
+    removes: bool = False  # the server removes the key, and says so where it is followed
 
 
 def writer_token(index: int) -> str:
@@ -96,19 +99,19 @@ def writer_moves(
     setting: Setting, index: int, writer: Writer, world: World
 ) -> Iterator[WriterMove]:
     """Intent, renewals, COMMIT or ROLLBACK, done, acknowledgement; or death at any point."""
-    yield from _time_passes(setting, writer, world)
+    yield from time_passes(setting, writer, world)
     yield from _announcing(setting, index, writer, world)
-    yield from _committing(setting, index, writer, world)
-    yield from _ending(setting, index, writer, world)
+    yield from committing(setting, index, writer, world)
+    yield from ending(setting, index, writer, world)
     if setting.crash:
         yield from _dying(writer, world)
 
 
-_UNDECIDED = {Writing.ANNOUNCED, Writing.COMMITTING, Writing.ORPHANED}
+_UNDECIDED = {Writing.INTENDED, Writing.ANNOUNCED, Writing.COMMITTING, Writing.ORPHANED}
 """COMMIT may still take effect, and the writer's clock says whether."""
 
 
-def _time_passes(setting: Setting, writer: Writer, world: World) -> Iterator[WriterMove]:
+def time_passes(setting: Setting, writer: Writer, world: World) -> Iterator[WriterMove]:
     if setting.lapse and writer.stage in _UNDECIDED and writer.clock < Clock.OVER:
         later = Clock(writer.clock + 1)
         label = "deadline is over" if later is Clock.OVER else "only the margin is left"
@@ -120,23 +123,24 @@ def _announcing(setting: Setting, index: int, writer: Writer, world: World) -> I
     after = replace(world, pointer=announced)
     match writer.stage:
         case Writing.IDLE:
-            yield WriterMove("intent", after, Writer(Writing.ANNOUNCED))
+            yield WriterMove("intent", after, Writer(Writing.ANNOUNCED), at_server=True)
             if Slip.WRITES_WITHOUT_INTENT in setting.slips:
                 silent = Writer(Writing.COMMITTING, latest=Clock.MARGIN)
                 yield WriterMove("COMMIT sent without an intent", world, silent)
         case Writing.ANNOUNCED | Writing.COMMITTING | Writing.COMMITTED | Writing.ROLLED_BACK:
             renewed = replace(writer, clock=Clock.FRESH, lost=False)
-            yield WriterMove("renewal", after, renewed)
+            yield WriterMove("renewal", after, renewed, at_server=True)
             if Slip.UNANSWERED_RENEWAL_COUNTS in setting.slips:
                 unheard = replace(writer, clock=Clock.FRESH)
                 yield WriterMove("renewal sent, never arrives", world, unheard)
         case _:
             pass
     if setting.strays and writer.stage is not Writing.IDLE:
-        yield WriterMove("a late renewal arrives", after, replace(writer, lost=False))
+        late = replace(writer, lost=False)
+        yield WriterMove("a late renewal arrives", after, late, at_server=True)
 
 
-def _committing(setting: Setting, index: int, writer: Writer, world: World) -> Iterator[WriterMove]:
+def committing(setting: Setting, index: int, writer: Writer, world: World) -> Iterator[WriterMove]:
     committed = replace(world, db=world.db + 1)
     in_time = writer.clock <= writer.latest
     match writer.stage:
@@ -181,20 +185,21 @@ def _fill_uncommitted(
         yield WriterMove("reads its own row and fills", replace(world, pointer=pointer), writer)
 
 
-def _ending(setting: Setting, index: int, writer: Writer, world: World) -> Iterator[WriterMove]:
+def ending(setting: Setting, index: int, writer: Writer, world: World) -> Iterator[WriterMove]:
     ended = setting.transitions.done(world.pointer, writer_token(index), NOW)
     after = replace(world, pointer=ended)
     acked = replace(world, ack=max(world.ack, writer.version))
     match writer.stage:
         case Writing.COMMITTED:
-            yield WriterMove("done", after, Writer(Writing.ENDED, writer.version))
+            done = Writer(Writing.ENDED, writer.version)
+            yield WriterMove("done", after, done, at_server=True)
             if Slip.ACK_BEFORE_DONE in setting.slips:
                 early = replace(writer, stage=Writing.ACKED_EARLY)
                 yield WriterMove(f"acknowledges v{writer.version}", acked, early)
         case Writing.ROLLED_BACK if Slip.ROLLBACK_LEAVES_INTENT in setting.slips:
             yield WriterMove("leaves it at that", world, Writer(Writing.FINISHED))
         case Writing.ROLLED_BACK | Writing.ACKED_EARLY:
-            yield WriterMove("done", after, Writer(Writing.FINISHED))
+            yield WriterMove("done", after, Writer(Writing.FINISHED), at_server=True)
         case Writing.ENDED:
             yield WriterMove(f"acknowledges v{writer.version}", acked, Writer(Writing.FINISHED))
         case _:
@@ -224,25 +229,25 @@ def reader_moves(
     """Probe; hit, or load and fill, or read the source and fill nothing."""
     match reader.stage:
         case Reading.IDLE:
-            yield _begin(setting, reader, world)
+            yield begin(setting, reader, world)
         case Reading.PROBING:
-            yield from _probing(setting, index, reader, world)
+            yield from probing(setting, index, reader, world)
         case Reading.BYPASSING:
             end = Reading.GONE if reader.unheard else Reading.FINISHED
-            yield _returns("source", reader, world, world.db, end)
+            yield returns("source", reader, world, world.db, end)
         case Reading.SERVED:
-            yield from _electing(setting, index, reader, world)
+            yield from electing(setting, index, reader, world)
         case Reading.LOADING:
-            yield from _loading(setting, index, reader, world)
+            yield from loading(setting, index, reader, world)
         case Reading.LOADED:
-            yield from _filling(setting, index, reader, world)
+            yield from filling(setting, index, reader, world)
         case Reading.NOTHING:
-            pointer = _give_back(setting, index, reader, world)
+            pointer = give_back(setting, index, reader, world)
             after = replace(world, pointer=pointer)
-            move = _returns("gives back, nothing found", reader, after, reader.value)
+            move = returns("gives back, nothing found", reader, after, reader.value)
             yield _guarded(setting, reader, world, replace(move, freed=reader.followers))
         case Reading.ACCEPTED | Reading.REFUSED:
-            yield _fill_answered(reader, world)
+            yield fill_answered(reader, world)
         case Reading.FOLLOWING | Reading.FINISHED | Reading.GONE:
             pass
     if reader.stage in (Reading.LOADING, Reading.LOADED):
@@ -252,7 +257,7 @@ def reader_moves(
         yield ReaderMove("dies", world, gone, freed=reader.followers)
 
 
-def _begin(setting: Setting, reader: Reader, world: World) -> ReaderMove:
+def begin(setting: Setting, reader: Reader, world: World) -> ReaderMove:
     must = _promised(setting, world)
     gen = world.gen if setting.survives else 0
     begun = Reader(Reading.PROBING, reader.schema, must, gen=gen)
@@ -271,13 +276,13 @@ def _reads_ahead(setting: Setting) -> bool:
     return Slip.FILLS_FROM_SNAPSHOT in setting.slips
 
 
-def _generation(setting: Setting, reader: Reader, world: World) -> int:
+def generation_known(setting: Setting, reader: Reader, world: World) -> int:
     """What the reader's connection says: the server's generation, as learnt when it was made."""
     return reader.gen if setting.survives else world.gen
 
 
-def _probing(setting: Setting, index: int, reader: Reader, world: World) -> Iterator[ReaderMove]:
-    gen = _generation(setting, reader, world)
+def probing(setting: Setting, index: int, reader: Reader, world: World) -> Iterator[ReaderMove]:
+    gen = generation_known(setting, reader, world)
     known = tag(gen, reader.schema)
     probes = (reader_token(index), None) if setting.tokenless else (reader_token(index),)
     bypassing = Reader(Reading.BYPASSING, reader.schema, reader.must)
@@ -287,7 +292,7 @@ def _probing(setting: Setting, index: int, reader: Reader, world: World) -> Iter
         if found is Read.HIT:
             assert isinstance(pointer, Value)
             end = Reading.SERVED if setting.refresh and token else Reading.FINISHED
-            move = _returns("hit", reader, after, int(pointer.version), end)
+            move = returns("hit", reader, after, int(pointer.version), end)
             if pointer.tag[GENERATION_CHARS:] != known[GENERATION_CHARS:]:
                 move = replace(move, wrong="FOREIGN: a body of another schema was returned")
         elif found is Read.LEASED:
@@ -301,8 +306,8 @@ def _probing(setting: Setting, index: int, reader: Reader, world: World) -> Iter
             yield ReaderMove("leases, and the reply is lost", after, deaf)
 
 
-def _electing(setting: Setting, index: int, reader: Reader, world: World) -> Iterator[ReaderMove]:
-    gen = _generation(setting, reader, world)
+def electing(setting: Setting, index: int, reader: Reader, world: World) -> Iterator[ReaderMove]:
+    gen = generation_known(setting, reader, world)
     known = tag(gen, reader.schema)
     pointer, won = setting.transitions.elect(world.pointer, known, reader_token(index), LIVE, NOW)
     if won:
@@ -311,30 +316,30 @@ def _electing(setting: Setting, index: int, reader: Reader, world: World) -> Ite
         yield _guarded(setting, reader, world, move)
 
 
-def _loading(setting: Setting, index: int, reader: Reader, world: World) -> Iterator[ReaderMove]:
+def loading(setting: Setting, index: int, reader: Reader, world: World) -> Iterator[ReaderMove]:
     seen = reader.value if _reads_ahead(setting) else world.db
     yield ReaderMove(f"loads v{seen}", world, replace(reader, stage=Reading.LOADED, value=seen))
     if setting.nothing:
         nothing = replace(reader, stage=Reading.NOTHING, value=seen)
         yield ReaderMove(f"finds nothing as of v{seen}", world, nothing)
-        after = replace(world, pointer=_give_back(setting, index, reader, world))
+        after = replace(world, pointer=give_back(setting, index, reader, world))
         failed = Reader(Reading.FINISHED, reader.schema)
         yield _guarded(setting, reader, world, ReaderMove("load fails, gives back", after, failed))
 
 
 def _renewing(setting: Setting, index: int, reader: Reader, world: World) -> Iterator[ReaderMove]:
     """As long as the query's answer has not come, executed as it may be."""
-    known = tag(_generation(setting, reader, world), reader.schema)
+    known = tag(generation_known(setting, reader, world), reader.schema)
     renewed = setting.transitions.renew(world.pointer, known, reader_token(index), LIVE, NOW)
     if renewed != world.pointer:
-        move = ReaderMove("renews its lease", replace(world, pointer=renewed), reader)
+        move = ReaderMove("renews what it holds", replace(world, pointer=renewed), reader)
         yield _guarded(setting, reader, world, move)
 
 
-def _filling(setting: Setting, index: int, reader: Reader, world: World) -> Iterator[ReaderMove]:
-    gen = _generation(setting, reader, world)
+def filling(setting: Setting, index: int, reader: Reader, world: World) -> Iterator[ReaderMove]:
+    gen = generation_known(setting, reader, world)
     if gen != reader.gen:
-        dropped = _fill_answered(replace(reader, stage=Reading.REFUSED), world)
+        dropped = fill_answered(replace(reader, stage=Reading.REFUSED), world)
         yield replace(dropped, label="reconnected, drops its token")
     # A process that keeps its token over a reconnect must be refused by the fill itself.
     under = reader.gen if Slip.FILLS_WITH_OLD_TAG in setting.slips else gen
@@ -344,18 +349,18 @@ def _filling(setting: Setting, index: int, reader: Reader, world: World) -> Iter
     after = replace(world, pointer=pointer)
     filled = replace(reader, stage=Reading.ACCEPTED if stored else Reading.REFUSED)
     move = ReaderMove(f"fill {filled.stage.name.lower()}", after, filled)
-    if not _JOINS_LATE & setting.slips:
+    if setting.l1 is None and not _JOINS_LATE & setting.slips:
         # Nobody looks at the flight before its reply is in: both are one step.
-        move = _fill_answered(filled, after)
+        move = fill_answered(filled, after)
     yield _guarded(setting, reader, world, move)
 
 
 _JOINS_LATE = {Slip.JOINS_ANY_FLIGHT, Slip.JOINS_AFTER_FILL_SENT, Slip.TRUSTS_REFUSED_FILL}
 
 
-def _fill_answered(reader: Reader, world: World) -> ReaderMove:
+def fill_answered(reader: Reader, world: World) -> ReaderMove:
     """The value goes to the caller, and to the followers if the fill was accepted."""
-    move = _returns(f"fill {reader.stage.name.lower()}", reader, world, reader.value)
+    move = returns(f"fill {reader.stage.name.lower()}", reader, world, reader.value)
     if reader.stage is Reading.REFUSED:
         return replace(move, freed=reader.followers)
     oldest = max(reader.followers, default=0)
@@ -363,12 +368,12 @@ def _fill_answered(reader: Reader, world: World) -> ReaderMove:
     return replace(move, answered=len(reader.followers), wrong=wrong)
 
 
-def _give_back(setting: Setting, index: int, reader: Reader, world: World) -> Pointer:
-    known = tag(_generation(setting, reader, world), reader.schema)
+def give_back(setting: Setting, index: int, reader: Reader, world: World) -> Pointer:
+    known = tag(generation_known(setting, reader, world), reader.schema)
     return setting.transitions.give_back(world.pointer, known, reader_token(index), NOW)
 
 
-def _returns(
+def returns(
     what: str,
     reader: Reader,
     world: World,
@@ -390,7 +395,7 @@ def _stale(version: int, must: int) -> str:
 
 def _guarded(setting: Setting, reader: Reader, before: World, move: ReaderMove) -> ReaderMove:
     """No command of a reader takes away a value that readers of its tag can have."""
-    gen = _generation(setting, reader, before)
+    gen = generation_known(setting, reader, before)
     value, left = before.pointer, move.world.pointer
     if move.wrong or gen != before.gen or not isinstance(value, Value):
         return move
@@ -438,7 +443,8 @@ def join(setting: Setting, leader: Reader, idle: Reader, world: World) -> Join |
 def faults(setting: Setting, world: World, writers: tuple[Writer, ...]) -> Iterator[Fault]:
     """Eviction, lapses, failover, and values stored directly by somebody else."""
     if setting.evict and world.pointer is not None:
-        yield _loses("pointer evicted", world, replace(world, pointer=None), writers)
+        evicted = _loses("pointer evicted", world, replace(world, pointer=None), writers)
+        yield replace(evicted, removes=True)
     if setting.lapse:
         yield from _lapses(setting, world, writers)
     if setting.failover and world.gen == 0:
@@ -457,15 +463,16 @@ def _lapses(setting: Setting, world: World, writers: tuple[Writer, ...]) -> Iter
     for what, over in lapsed(world.pointer):
         after = replace(world, pointer=prune(over, NOW))
         if not isinstance(world.pointer, Intent):
-            yield Fault(f"{what} lapses", after, writers)
+            yield Fault(f"{what} lapses", after, writers, removes=after.pointer is None)
             continue
-        owner = writers[int(what.removeprefix("w"))]
+        owner, gone = writers[int(what.removeprefix("w"))], after.pointer is None
         if owner.stage not in _UNDECIDED or owner.clock is Clock.OVER:
             # Once decided, an early lapse does no more than an eviction does.
-            yield Fault(f"intent of {what} lapses", after, writers)
+            yield Fault(f"intent of {what} lapses", after, writers, removes=gone)
         elif world.gen:
             # What a failover brought back may carry an older deadline than its writer counts.
-            yield _loses(f"intent of {what}, brought back, lapses early", world, after, writers)
+            early = f"intent of {what}, brought back, lapses early"
+            yield replace(_loses(early, world, after, writers), removes=gone)
 
 
 def lapsed(pointer: Pointer) -> Iterator[tuple[str, Pointer]]:

@@ -1,17 +1,21 @@
 """Wrong protocols, each of which the checker must catch.
 
 A mutation replaces shipped functions by the wrong ones below (one, or two that only make
-sense together), or lets an agent make a :class:`~tests.model.state.Slip`. Its setting is a
-small one in which the mistake shows.
+sense together), or a method of the shipped tier, or lets an agent make a
+:class:`~tests.model.state.Slip`. Its setting is a small one in which the mistake shows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
+from tests.model.l1 import Shipped
 from tests.model.state import Setting, Slip, Transitions, generation
 
 from forze.application.integrations.document import protocol
+from forze.application.integrations.document.l1.tier import Key, Tier
 from forze.application.integrations.document.protocol import (
     INTENT_MS,
     Intent,
@@ -110,6 +114,13 @@ def renew_revives_if_absent(
     if prune(pointer, now) is None:
         return Lease(tag, token, until)
     return protocol.renew(pointer, tag, token, until, now)
+
+
+def renew_revives_refresh(pointer: Pointer, tag: str, token: str, until: int, now: int) -> Pointer:
+    elected, _ = protocol.elect(
+        protocol.renew(pointer, tag, token, until, now), tag, token, until, now
+    )
+    return elected
 
 
 def give_back_nothing(pointer: Pointer, tag: str, token: str, now: int) -> Pointer:
@@ -214,6 +225,52 @@ def commit_without_margin(intended_at: float, now: float) -> bool:
     return now - intended_at < INTENT_MS / 1000
 
 
+class FillsWithoutMark(Tier[Any]):
+    def take(self, key: Key, mark: object, document: Any, body: bytes) -> bool:
+        self.store.set(key, document)
+        return True
+
+
+class SharesMark(Tier[Any]):
+    """A mark that stands is everybody's."""
+
+    def take(self, key: Key, mark: object, document: Any, body: bytes) -> bool:
+        return super().take(key, self._marks.get(key, mark), document, body)
+
+
+class DeafWhileReading(Tier[Any]):
+    def drop(self, addresses: Iterable[str], *, pushed: bool = False) -> None:
+        if not (pushed and self._marks):
+            super().drop(addresses, pushed=pushed)
+
+
+class DropsEntryOnly(Tier[Any]):
+    """What is dropped is the entry; whoever asks for it may still keep its answer."""
+
+    def forget(self, key: Key) -> None:
+        self.store.invalidate(key)
+
+
+class DropsMarkOnly(Tier[Any]):
+    def forget(self, key: Key) -> None:
+        self._marks.pop(key, None)
+
+
+class FlushesEntriesOnly(Tier[Any]):
+    def flush(self) -> None:
+        self.store.clear()
+
+
+class ServesUntrusted(Tier[Any]):
+    """Neither looks at the trust it has, nor flushes what it holds."""
+
+    def get(self, key: Key) -> Any:
+        return self.store.get(key)
+
+    def flush(self) -> None:
+        pass
+
+
 SMALL = Setting(readers=2, writers=2)
 LOADS = replace(SMALL, nothing=True)
 REFRESH = replace(SMALL, refresh=True)
@@ -221,11 +278,21 @@ JOIN = Setting(readers=3, writers=1, join=True)
 FAILOVER = Setting(readers=2, writers=1, failover=True)
 DIRECT = replace(SMALL, direct=True)
 DEPLOY = replace(SMALL, deploy=True)
+TIER = Setting(readers=2, writers=1, l1=Shipped())
+CROWD = replace(TIER, readers=3, lapse=False, crash=False)
+LINK = replace(TIER, link=True)
+LOCAL = replace(TIER, local=1)
+MIXED = Setting(readers=1, writers=2, l1=Shipped(), local=1, lapse=False, crash=False)
+ALONE = replace(LOCAL, pushes=False)
 
 
 def _wrong(setting: Setting, *slips: Slip, **functions: object) -> Setting:
     transitions = replace(Transitions(), **functions)  # type: ignore[arg-type]  # by name
     return replace(setting, transitions=transitions, slips=frozenset(slips))
+
+
+def _with(setting: Setting, tier: type[Tier[Any]]) -> Setting:
+    return replace(setting, l1=Shipped(tier))
 
 
 MUTATIONS = (
@@ -246,6 +313,11 @@ MUTATIONS = (
     Mutation("INTENT taken as absent", _wrong(SMALL, read=read_intent_as_absent), "STALE"),
     Mutation("renewal takes the pointer back", _wrong(SMALL, renew=renew_revives), "HIDDEN"),
     Mutation("renewal revives a lost lease", _wrong(SMALL, renew=renew_revives_if_absent), "STALE"),
+    Mutation(
+        "renewal revives a lost right to refresh",
+        _wrong(REFRESH, renew=renew_revives_refresh),
+        "RESIDUE",
+    ),
     Mutation("lease kept after not-found", _wrong(LOADS, give_back=give_back_nothing), "RESIDUE"),
     Mutation(
         "give back without its token", _wrong(LOADS, give_back=give_back_everything), "HIDDEN"
@@ -289,6 +361,21 @@ MUTATIONS = (
             (Slip.TRUSTS_REFUSED_FILL, JOIN, "P"),
             (Slip.NOTHING_FOR_EVERYONE, replace(JOIN, nothing=True), "P"),
             (Slip.FILLS_WITH_OLD_TAG, replace(FAILOVER, readers=3, join=True), "P"),
+            (Slip.REFUSED_FILL_KEPT, TIER, "KEPT"),
+            (Slip.KEEPS_AT_LEASE, TIER, "KEPT"),
+            (Slip.KEEPS_OVER_OWN_WRITES, LOCAL, "KEPT"),
+            (Slip.KEEPS_AT_ANSWER, LOCAL, "KEPT"),
+            (Slip.KEEPS_AT_RENEWAL, MIXED, "KEPT"),
+            (Slip.NO_FLUSH_ON_RETURN, LINK, "KEPT"),
+            (Slip.TRUSTS_LOST_LINK, LINK, "UNTRUSTED"),
         )
     ),
+    Mutation("L1 fill without placeholder", _with(TIER, FillsWithoutMark), "KEPT"),
+    Mutation("placeholder shared between attempts", _with(CROWD, SharesMark), "KEPT"),
+    Mutation("push ignored while a read is in flight", _with(TIER, DeafWhileReading), "KEPT"),
+    Mutation("a drop leaves the placeholder", _with(TIER, DropsEntryOnly), "KEPT"),
+    Mutation("a drop leaves the entry", _with(TIER, DropsMarkOnly), "KEPT"),
+    Mutation("a flush leaves the placeholders", _with(LINK, FlushesEntriesOnly), "KEPT"),
+    Mutation("an untrusted L1 is served", _with(LINK, ServesUntrusted), "UNTRUSTED"),
+    Mutation("own writes unseen without pushes", _wrong(ALONE, Slip.KEEPS_AT_ANSWER), "OWN"),
 )

@@ -22,14 +22,13 @@ from tests.model.agents import (
     Join,
     ReaderMove,
     WriterMove,
-    faults,
     join,
-    reader_moves,
     reader_token,
     write_ids,
-    writer_moves,
     writer_token,
 )
+from tests.model.l1 import Kept, Link
+from tests.model.process import fault_steps, reader_steps, writer_steps
 from tests.model.state import (
     Reader,
     Reading,
@@ -128,6 +127,10 @@ class Search:
         """Every pointer met so far."""
         return {world.pointer for world in self._worlds.records}
 
+    def kept(self) -> set[Kept]:
+        """Whatever the L1 was found to hold so far."""
+        return {each.local.kept for each in self._worlds.records if each.local is not None}
+
     def _start(self) -> State:
         world, writers, readers = start(self.setting)
         return (
@@ -210,7 +213,7 @@ class Search:
         self, index: int, writer: int, world: int
     ) -> list[tuple[str, int, int]]:
         record, shared = self._writer.records[writer], self._worlds.records[world]
-        moves: list[WriterMove] = list(writer_moves(self.setting, index, record, shared))
+        moves: list[WriterMove] = list(writer_steps(self.setting, index, record, shared))
         return [
             (f"w{index}: {each.label}", self._world(each.world), self._writer(each.writer))
             for each in moves
@@ -220,7 +223,7 @@ class Search:
         self, index: int, reader: int, world: int
     ) -> list[tuple[str, int, int, tuple[int, ...], int, str | None]]:
         record, shared = self._reader.records[reader], self._worlds.records[world]
-        moves: list[ReaderMove] = list(reader_moves(self.setting, index, record, shared))
+        moves: list[ReaderMove] = list(reader_steps(self.setting, index, record, shared))
         return [
             (
                 f"r{index}: {each.label}",
@@ -246,7 +249,7 @@ class Search:
         self, world: int, writers: tuple[int, ...]
     ) -> list[tuple[str, int, tuple[int, ...], str | None]]:
         records = tuple(self._writer.records[each] for each in writers)
-        found: list[Fault] = list(faults(self.setting, self._worlds.records[world], records))
+        found: list[Fault] = list(fault_steps(self.setting, self._worlds.records[world], records))
         return [
             (
                 each.label,
@@ -282,15 +285,22 @@ class Search:
             *(writer_token(each) for each in range(self.setting.writers)),
             *(reader_token(each) for each in range(self.setting.readers)),
         ]
-        return tuple(now.count(each) | then.count(each) << 8 for each in agents)
+        mark = shared.local.kept.mark if shared.local else None
+        owner = mark[0] if mark else None
+        return tuple(
+            now.count(each) | (each == owner) << 4 | then.count(each) << 8 for each in agents
+        )
 
     def _work_out_renamed(self, world: int, order: tuple[int, ...], seats: tuple[int, ...]) -> int:
         shared = self._worlds.records[world]
         names = {writer_token(old): writer_token(new) for new, old in enumerate(order)}
         names |= {reader_token(old): reader_token(new) for new, old in enumerate(seats)}
         replica = shared.replica and Replica(_rename(shared.replica.pointer, names))
-        pointer = _rename(shared.pointer, names)
-        return self._world(replace(shared, pointer=pointer, replica=replica))
+        pointer, local = _rename(shared.pointer, names), shared.local
+        if local is not None and local.kept.mark is not None:
+            owner, question = local.kept.mark
+            local = replace(local, kept=replace(local.kept, mark=(names[owner], question)))
+        return self._world(replace(shared, pointer=pointer, replica=replica, local=local))
 
     # What must hold in every state
 
@@ -305,6 +315,9 @@ class Search:
                 if mark
             ]
             wrong = next((each for each in held if each), None)
+        if wrong is None and self._worlds.records[world].local is not None:
+            wrong, admitted = self._check_l1(world, state[1:first], state[first:])
+            documented |= admitted
         if wrong is None and self.setting.join and not self._accounted_for(state[first:]):
             wrong = "STUCK: a follower waits for no flight"
         return wrong, documented
@@ -328,6 +341,33 @@ class Search:
         if any(each.stage is Writing.DIED_COMMITTED and each.lost for each in writers):
             return None, True
         return f"STALE: v{value.version} stays, the source has v{shared.db}", False
+
+    def _check_l1(
+        self, world: int, writing: tuple[int, ...], reading: tuple[int, ...]
+    ) -> tuple[str | None, bool]:
+        """Once everything has been heard of, no older entry is left in the L1."""
+        shared = self._worlds.records[world]
+        writers = [self._writer.records[each] for each in writing]
+        local = shared.local
+        if local is None or local.link is not Link.UP or local.turn is not None or local.pushes:
+            return None, False
+        entry = local.kept.entry
+        if entry is None or entry == shared.db:
+            return None, False
+        readers = [self._reader.records[each] for each in reading]
+        if any(each.unheard or each.stage in _ASKING for each in readers):
+            return None, False
+        if any(each.renewal or each.stage in _TELLING for each in writers):
+            return None, False
+        oldest = shared.ack
+        if all(each.stage in _AT_REST for each in writers):
+            # What a writer that died has announced is pushed once more when it lapses.
+            oldest = shared.ack if isinstance(shared.pointer, Intent) else shared.db
+        if entry >= oldest:
+            return None, False
+        if any(each.stage is Writing.DIED_COMMITTED and each.lost for each in writers):
+            return None, True
+        return f"KEPT: v{entry} stays in the L1, v{oldest} is in the source", False
 
     def _check_holder(self, world: int, index: int, number: int) -> str | None:
         """A reader that has finished in good order holds nothing."""
@@ -367,6 +407,21 @@ class Search:
             told.append(label)
         return tuple(told)
 
+
+_ASKING = {
+    Reading.PROBING,
+    Reading.HIT,
+    Reading.LEASED,
+    Reading.FILLING,
+    Reading.ACCEPTED,
+    Reading.REFUSED,
+    Reading.VOLUNTEERING,
+    Reading.ELECTED,
+    Reading.PASSED_OVER,
+}
+"""A command is under way whose answer may yet drop an entry."""
+
+_TELLING = {Writing.ANNOUNCING, Writing.INTENDED, Writing.ENDING, Writing.UNHEARD}
 
 _AT_REST = {
     Writing.IDLE,

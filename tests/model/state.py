@@ -14,8 +14,10 @@ takes three positions (:class:`Clock`), which lie as far apart as the shipped co
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum
+
+from tests.model.l1 import Link, Local, Shipped
 
 from forze.application.integrations.document import protocol
 from forze.application.integrations.document.protocol import Pointer, Read, Value
@@ -55,6 +57,13 @@ class Slip(Enum):
     FILLS_FROM_SNAPSHOT = "fill from a snapshot older than the lease"
     TRANSACTION_READER_FILLS = "a reader inside a transaction fills"
     FILLS_WITH_OLD_TAG = "fill after a failover under the tag of the lease"
+    KEEPS_OVER_OWN_WRITES = "NOLOOP without a local drop"
+    KEEPS_AT_ANSWER = "NOLOOP without a local drop at the answer"
+    KEEPS_AT_RENEWAL = "NOLOOP without a local drop at the answer of a renewal"
+    KEEPS_AT_LEASE = "NOLOOP without a local drop at the answer of a lease"
+    REFUSED_FILL_KEPT = "value of a refused fill enters the L1"
+    NO_FLUSH_ON_RETURN = "no flush on reconnect"
+    TRUSTS_LOST_LINK = "the L1 is served while its push link is down"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +86,13 @@ class Setting:
     tokenless: bool = False  # reads that offer no token, as inside a transaction
     deploy: bool = False  # the last reader has another schema of the read model
     direct: bool = False  # values are stored directly, with any version that ever was current
+
+    l1: Shipped | None = None  # the tier of the one process that readers live in
+    elsewhere: int = 0  # how many readers live in another, without an L1
+    local: int = 0  # how many of the writers live beside the L1
+    pushes: bool = True  # whether it is told of changes; else its entries live by their ttl
+    echo: bool = False  # NOLOOP or not, the server pushes what this process changed as well
+    link: bool = False  # the connection that pushes arrive on is lost, any number of times
 
     slow: bool = False  # a COMMIT sent in time takes effect after its deadline (documented)
     survives: bool = False  # connections outlive the failover (outside the assumptions)
@@ -106,10 +122,14 @@ class Writing(Enum):
     """Where a writer stands."""
 
     IDLE = "idle"
+    ANNOUNCING = "intent sent"  # this and the other three in between: only beside an L1
+    INTENDED = "intent executed, reply under way"
     ANNOUNCED = "intent answered"
     COMMITTING = "COMMIT sent"
     COMMITTED = "COMMIT took effect"
     ROLLED_BACK = "rolled back"
+    ENDING = "done sent"
+    UNHEARD = "done executed, reply under way"
     ENDED = "done answered, not yet acknowledged"
     FINISHED = "finished"
     DIED = "died, nothing committed"
@@ -129,6 +149,8 @@ class Writer:
     clock: Clock = Clock.FRESH
     latest: Clock = Clock.FRESH  # the last position at which its COMMIT can take effect
     lost: bool = False  # history: a fault took its id before COMMIT took effect
+    local: bool = False  # it lives in the process with the L1
+    renewal: str | None = None  # of such a writer: under way, "sent" or "executed"
 
 
 class Reading(Enum):
@@ -143,6 +165,13 @@ class Reading(Enum):
     REFUSED = "fill refused, reply under way"
     BYPASSING = "reads the source, fills nothing"
     SERVED = "hit returned, may ask to refresh"
+    HIT = "hit, reply under way"  # this and those below up to RETURNING: only beside an L1
+    LEASED = "lease taken, reply under way"
+    FILLING = "fill sent"
+    VOLUNTEERING = "asks to be elected to refresh"
+    ELECTED = "elected, reply under way"
+    PASSED_OVER = "not elected, reply under way"
+    RETURNING = "token being given back"
     FOLLOWING = "joined a flight, waits for its fill"
     FINISHED = "finished"
     GONE = "died, or its lease was never heard of"
@@ -164,6 +193,7 @@ class Reader:
     gen: int = 0  # the generation its token was taken under
     followers: tuple[int, ...] = ()
     unheard: bool = False  # a lease was left in its name that it does not know of
+    elsewhere: bool = False  # it lives in another process than the one with the L1
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +212,7 @@ class World:
     gen: int = 0  # failovers so far
     pointer: Pointer = None
     replica: Replica | None = None  # None: still in sync
+    local: Local | None = None  # the process with the L1
 
 
 def tag(gen: int, schema: str) -> str:
@@ -199,4 +230,11 @@ def start(setting: Setting) -> tuple[World, tuple[Writer, ...], tuple[Reader, ..
     last = "b" if setting.deploy else "a"
     schemas = ["a"] * (setting.readers - 1) + [last]
     world = World(pointer=Value(tag(0, "a"), "0"))
-    return world, (Writer(),) * setting.writers, tuple(Reader(schema=each) for each in schemas)
+    if setting.l1 is not None:
+        world = replace(world, local=Local(link=Link.UP if setting.pushes else Link.NONE))
+    writers = tuple(Writer(local=each < setting.local) for each in range(setting.writers))
+    readers = tuple(
+        Reader(schema=schema, elsewhere=place < setting.elsewhere)
+        for place, schema in enumerate(schemas)
+    )
+    return world, writers, readers
