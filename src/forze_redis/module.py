@@ -9,9 +9,11 @@ from forze.application.contracts.cache import CacheDepKey, CacheFactory, CachePo
 from forze.application.contracts.configs import configured
 from forze.application.contracts.deps import Resolver
 from forze.application.execution.deps import Deps
+from forze.application.integrations.keys import encode_part
 from forze_redis.cache import RedisCache
 from forze_redis.client import RedisClient, RedisClientDepKey
 from forze_redis.config import RedisCacheConfig
+from forze_redis.push_latency import measure_push_latency
 
 
 class RedisDepsModule:
@@ -47,6 +49,9 @@ class RedisDepsModule:
 
 def _cache_factory(client: RedisClient, config: RedisCacheConfig) -> CacheFactory:
     def cache(ctx: Resolver, spec: CacheSpec) -> CachePort:
+        namespace = config.namespace
+        if spec.l1 is not None and config.invalidation_push and isinstance(namespace, str):
+            measure_push_latency(ctx, client, encode_part(namespace, "namespace"))
         return RedisCache(client, spec, config, ctx)
 
     return cache

