@@ -11,9 +11,9 @@ python := venv / "bin/python"
 default:
     @just --list --unsorted
 
-# Cached reads on servers of its own, step by step
-demo: _setup
-    @"{{ python }}" examples/recipes/cache_reads/main.py
+# Cached reads on servers of its own, step by step; `just demo push.py` is one step
+demo step="main.py": _setup
+    @"{{ python }}" "examples/recipes/cache_reads/$1"
 
 # Run the tests; arguments go to pytest
 test *args: _setup
@@ -45,6 +45,10 @@ mutants *args: _setup
 # Explore every interleaving of the shipped protocol
 model *args: _setup
     @"{{ python }}" -m tests.model.checker "$@"
+
+# Four processes among faults, and a judge who looks for reads that are too old (minutes)
+judge *args: _setup
+    @"{{ python }}" -m tests.judge.run "$@"
 
 # Measure against redis-py and PostgreSQL, side by side (minutes)
 bench *args: _setup

@@ -241,6 +241,24 @@ async def test_a_process_that_stood_still_trusts_nothing(
     assert l1(a).hits == hits
 
 
+async def test_stalls_do_not_prolong_the_trust_in_a_dead_link(hot: Pair) -> None:
+    """P11: three heartbeats are three heartbeats, also where the loop keeps stumbling."""
+    a, b = hot
+    product = await b.create(price=1)
+    assert await kept(a, product) == 1
+    a.proxy.black_hole()
+    await b.reprice(product, 2)
+    acknowledged, oldest = time.monotonic(), 0.0
+    while time.monotonic() - acknowledged < 2:
+        await asyncio.sleep(0.11)  # a tick passes
+        began = time.monotonic()
+        if await a.price(product) == 1:
+            oldest = began - acknowledged
+        time.sleep(0.36)  # noqa: ASYNC251 - the loop is to stand still
+    await a.proxy.accept()
+    assert oldest < a.redis.tracking.bound_seconds + 0.15
+
+
 async def test_nothing_is_kept_while_there_is_no_connection(hot: Pair) -> None:
     """P11: entries go when the connection does, not when the next one comes."""
     a, b = hot

@@ -270,6 +270,9 @@ async def test_many_documents_are_refreshed_early_too(
     await database.execute("UPDATE products SET price = 2")
     assert [each.price for each in await a.query.get_many(ids)] == [2] * 5
     assert a.stats.refreshes == 5
+    await database.execute("DELETE FROM products WHERE id = $1", ids[0])
+    left = await a.query.get_many(ids, missing="skip")
+    assert [each.id for each in left] == ids[1:]
 
 
 async def test_entries_with_and_without_an_envelope_are_read_by_both(

@@ -62,8 +62,7 @@ class Connection(asyncio.Protocol):
     """A socket with its queue of calls.
 
     ``received`` (any bytes) and ``resolved`` (a call that was still waited for) are signs of
-    life that a sweep looks at and resets, ``heard`` the same for whoever relies on pushes;
-    ``closed`` is done when the socket is.
+    life that a sweep looks at and resets; ``closed`` is done when the socket is.
     """
 
     __slots__ = (
@@ -83,7 +82,6 @@ class Connection(asyncio.Protocol):
         "_room",
         "_transport",
         "closed",
-        "heard",
         "open",
         "received",
         "resolved",
@@ -110,7 +108,7 @@ class Connection(asyncio.Protocol):
         self._retiring = False
         self.open = False
         self.closed = loop.create_future()
-        self.received = self.heard = False
+        self.received = False
         self.resolved = False
         self.writes = 0
         self.watched = False
@@ -221,7 +219,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Called by asyncio: resolve calls in the order they were sent."""
         gets, pending = self._gets, self._pending
-        self.received = self.heard = True
+        self.received = True
         try:
             self._feed(data)
             reply = gets()

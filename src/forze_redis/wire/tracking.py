@@ -12,7 +12,8 @@ namespace. A namespace's prefix ends where its keys begin, so that no two overla
     tracking refused (ACL)       ──► said once; the tiers live by their own lifetimes
 
 A tick grants trust for a moment only, so that a process that stood still serves nothing it
-kept before it has looked at the socket again; and asks for a sign of life when there was none.
+kept before it has looked at the socket again; and never beyond three heartbeats from the
+*sending* of the last one that was answered, so that a dead link is not trusted for longer.
 
 Source: Redis documentation, client-side caching; ``CLIENT TRACKING``.
 """
@@ -61,7 +62,7 @@ class Tracking:
         self._connection: Connection | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._heartbeat = LONGEST_HEARTBEAT_SECONDS
-        self._heard = self._pinged = self._due = 0.0
+        self._asked_at = self._alive = self._due = self._stood = 0.0
 
     @property
     def state(self) -> Pushes:
@@ -135,7 +136,7 @@ class Tracking:
         self._heartbeat = min(heartbeat, LONGEST_HEARTBEAT_SECONDS)
         self._refused = False
         self._connection = connection
-        self._heard = monotonic()
+        self._asked_at = self._alive = monotonic()
         prefixes = tuple(self._pushed)
         if prefixes:
             try:
@@ -144,7 +145,7 @@ class Tracking:
                 self._refuse(error)
             else:
                 self._live.update(prefixes)
-        self._grant(self._heard)
+        self._grant(monotonic())
         self._arm()
 
     def flush(self, *_: object) -> None:
@@ -215,24 +216,29 @@ class Tracking:
         connection, now = self._connection, monotonic()
         if connection is None or not self._live:
             return
-        stalled = now - self._due > STALL_SECONDS
-        if connection.heard or stalled:
-            connection.heard = False
-            self._heard = now
-        silence = now - self._heard
-        if silence > self.bound_seconds:
-            _log.warning("Redis pushed and answered nothing for %.1f s: reconnecting", silence)
-            connection.lose()
-            return
-        if now - max(self._heard, self._pinged) > self._heartbeat:
-            self._pinged = now
-            connection.post(_PING)
-        if not stalled:
+        if now - self._due > STALL_SECONDS:
+            self._stood = now  # the silence may have been ours; nothing is trusted for it
+        else:
+            silence = now - max(self._alive, self._stood)
+            if silence > self.bound_seconds:
+                _log.warning("Redis answered no heartbeat for %.1f s: reconnecting", silence)
+                connection.lose()
+                return
             self._grant(now)
+        if now - self._asked_at >= self._heartbeat:
+            self._asked_at = now
+            connection.ask(_PING, self.bound_seconds).add_done_callback(
+                lambda reply: self._beat(connection, now, reply)
+            )
         self._arm()
 
+    def _beat(self, connection: Connection, asked_at: float, reply: asyncio.Future[Reply]) -> None:
+        """Whatever was pushed before an answered heartbeat was sent has been heard by now."""
+        if not reply.cancelled() and reply.exception() is None and connection is self._connection:
+            self._alive = asked_at
+
     def _grant(self, now: float) -> None:
-        until = min(now + TRUST_SECONDS, self._heard + self.bound_seconds)
+        until = min(now + TRUST_SECONDS, self._alive + self.bound_seconds)
         for prefix in self._live:
             for tier in self._pushed[prefix]:
                 tier.trust(until, self.bound_seconds)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from secrets import token_hex
 from typing import TYPE_CHECKING, Generic, cast
 from uuid import UUID
@@ -38,7 +38,7 @@ from forze.application.integrations.document.protocol import LEASE_MS
 from forze.application.integrations.document.refresh import EarlyRefresh
 from forze.application.integrations.document.stats import CacheCounters, CacheStats
 from forze.application.integrations.document.writes import Outlet
-from forze.errors import BackendTimeout, ForzeError
+from forze.errors import BackendTimeout, ForzeError, NotFoundError
 
 if TYPE_CHECKING:
     from forze.application.integrations.document.spans import Spans
@@ -174,9 +174,9 @@ class Coordinator(Generic[R]):
         return document
 
     async def _probe_all(
-        self, wanted: Mapping[str, UUID], token: str
+        self, wanted: Mapping[str, UUID], token: str, aging: dict[str, Aging]
     ) -> dict[str, R | Miss | None]:
-        """:meth:`_probe` for many, in one round trip."""
+        """:meth:`_probe` for many, in one round trip; those to be refreshed go to ``aging``."""
         marks = [self._reserve(pk, address) for address, pk in wanted.items()]
         try:
             answers = await self._pointers.read_many(list(wanted), token)
@@ -186,7 +186,6 @@ class Coordinator(Generic[R]):
                 raise
             return dict.fromkeys(wanted)
         found: dict[str, R | Miss | None] = {}
-        aging: dict[str, Awaitable[R]] = {}
         for (address, pk), mark, answer in zip(wanted.items(), marks, answers, strict=True):
             if isinstance(answer, Miss):
                 found[address] = self._missed(pk, address, mark, answer)
@@ -195,8 +194,7 @@ class Coordinator(Generic[R]):
             if document is None:
                 await self._discard(address)
             elif isinstance(answer, Aging):
-                aging[address] = self._refresh.considered(pk, address, document, answer)
-        found.update(zip(aging, await asyncio.gather(*aging.values()), strict=True))
+                aging[address] = answer
         return found
 
     def _reserve(self, pk: UUID, address: str) -> object:
@@ -392,7 +390,9 @@ class Coordinator(Generic[R]):
         """One round: what is cached, and what may be loaded now. Leaves in ``wanted`` what
         another reader is loading, unless this is the ``last`` round."""
         token = self._pointers.token()
-        found = await self._probe_all(wanted, token)
+        aging: dict[str, Aging] = {}
+        found = await self._probe_all(wanted, token, aging)
+        ids = {address: wanted[address] for address in aging}
         documents: dict[UUID, R] = {}
         leased = [address for address, each in found.items() if each is Miss.LEASED]
         with self.filler.leased(leased, token) as lease:
@@ -411,4 +411,16 @@ class Coordinator(Generic[R]):
                 documents |= loaded
                 filling = {a: loaded[loading[a]] for a in leased if loading[a] in loaded}
                 await self.filler.fill(lease, filling, time.monotonic() - began)
+        await asyncio.gather(
+            *(self._refreshed(documents, ids[each], each, aging[each]) for each in aging)
+        )
         return documents
+
+    async def _refreshed(
+        self, documents: dict[UUID, R], pk: UUID, address: str, found: Aging
+    ) -> None:
+        """Put the refreshed document in the place of the old, or nothing if it is gone."""
+        try:
+            documents[pk] = await self._refresh.considered(pk, address, documents[pk], found)
+        except NotFoundError:
+            del documents[pk]
