@@ -17,8 +17,10 @@ class RedisCacheConfig:
 
     ``on_outage``: ``"proceed"`` lets writes go on when the cache cannot be told of them
     (other processes may then serve the old value up to its TTL), ``"refuse"`` fails them
-    before they commit. Values above ``max_value_bytes`` are not stored. ``invalidation_push``
-    concerns an in-process L1, and has no effect without one.
+    before they commit. Values above ``max_value_bytes`` are not stored. With
+    ``invalidation_push`` the server tells every process what changed, so that entries of an
+    in-process L1 outlive a write by the time of a push; it has no effect without an L1, nor
+    where ``namespace`` is a callable.
     """
 
     namespace: str | Callable[[str], str]

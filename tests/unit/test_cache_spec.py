@@ -42,6 +42,14 @@ def test_a_spec_is_a_value() -> None:
     [
         ({"name": ""}, "name"),
         ({"ttl": timedelta(0)}, "ttl"),
+        ({"ttl": None}, "ttl"),
+        ({"ttl": 300}, "ttl"),
+        ({"early_refresh_beta": "1"}, "early_refresh_beta"),
+        ({"early_refresh_beta": True}, "early_refresh_beta"),
+        ({"early_refresh_beta": float("nan")}, "early_refresh_beta"),
+        ({"l1": 2}, "l1"),
+        ({"l1": {"ttl": SECOND}}, "l1"),
+        ({"age_ttl": 0.1}, "age_ttl"),
         ({"ttl": -SECOND}, "ttl"),
         ({"ttl_pointer": timedelta(0)}, "ttl_pointer"),
         ({"sliding_ttl": timedelta(0)}, "sliding_ttl"),
@@ -78,7 +86,15 @@ def test_what_just_works_is_accepted(fields: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("fields", "name"),
-    [({"ttl": timedelta(0)}, "ttl"), ({"ttl": SECOND, "capacity": 0}, "capacity")],
+    [
+        ({"ttl": timedelta(0)}, "ttl"),
+        ({"ttl": None}, "ttl"),
+        ({"ttl": SECOND, "capacity": 0}, "capacity"),
+        ({"ttl": SECOND, "capacity": 1.5}, "capacity"),
+        ({"ttl": SECOND, "capacity": True}, "capacity"),
+        ({"ttl": SECOND, "capacity": "10"}, "capacity"),
+        ({"ttl": SECOND, "store_factory": "lru"}, "store_factory"),
+    ],
 )
 def test_an_l1_that_cannot_work_is_refused(fields: dict[str, Any], name: str) -> None:
     with pytest.raises(ConfigurationError, match=f"L1Spec: {name}") as info:
@@ -90,6 +106,9 @@ def test_an_l1_that_cannot_work_is_refused(fields: dict[str, Any], name: str) ->
     ("fields", "name"),
     [
         ({"alpha": 0.0}, "alpha"),
+        ({"alpha": "x"}, "alpha"),
+        ({"alpha": float("inf")}, "alpha"),
+        ({"max_ttl": 3600}, "max_ttl"),
         ({"min_ttl": timedelta(0)}, "min_ttl"),
         ({"min_ttl": 2 * SECOND, "max_ttl": SECOND}, "max_ttl"),
     ],

@@ -6,6 +6,7 @@ in the wiring is ``caches=``. The handlers do not change.
 
 from __future__ import annotations
 
+import os
 from secrets import token_hex
 
 from forze.application.contracts.cache import CacheSpec
@@ -54,9 +55,10 @@ PRODUCT_SPEC = DocumentSpec(
     cache=CacheSpec(name="products"),  # reads cached, writes invalidate
 )
 
-SCHEMA = f"forze_cache_reads_{token_hex(4)}"
+SCHEMA = os.environ.get("RECIPE_SCHEMA") or f"forze_cache_reads_{token_hex(4)}"
 
 PRODUCT_PG = PostgresDocumentConfig(read=(SCHEMA, "products"), write=(SCHEMA, "products"))
+PRODUCT_CACHE = RedisCacheConfig(namespace="app:products")
 
 
 def build_runtime(
@@ -65,14 +67,13 @@ def build_runtime(
     *,
     pg_dsn: str,
     redis_dsn: str,
+    table: PostgresDocumentConfig = PRODUCT_PG,
+    cache: RedisCacheConfig = PRODUCT_CACHE,
 ) -> ExecutionRuntime:
     deps = DepsRegistry.from_modules(
-        PostgresDepsModule(client=pg, rw_documents={"products": PRODUCT_PG}, tx={"products"}),
+        PostgresDepsModule(client=pg, rw_documents={"products": table}, tx={"products"}),
         # caches keyed by CacheSpec.name: this is the whole "cache reads" step
-        RedisDepsModule(
-            client=redis,
-            caches={"products": RedisCacheConfig(namespace="app:products")},
-        ),
+        RedisDepsModule(client=redis, caches={"products": cache}),
     )
     lifecycle = LifecyclePlan.from_modules(
         PostgresLifecycleModule(client=pg, dsn=pg_dsn, config=PostgresConfig()),

@@ -6,21 +6,22 @@ others, and leaves nothing behind, also on Ctrl-C, on SIGTERM and on failure.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import re
-import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import early_refresh
+import hot_documents
+import lifetimes
 import older_spelling
-from app import PRODUCT_SPEC, ProductCreate, ProductUpdate, build_runtime, cache_scenario
-from servers import Servers, servers
+import push
+import scan
+from app import PRODUCT_SPEC, ProductCreate, ProductUpdate, cache_scenario
+from servers import Servers
+from stage import commands_sent, perform, replica
 
 from forze.application.execution import ExecutionContext
-from forze.errors import ForzeError
 from forze_postgres import PostgresClient
 from forze_redis import RedisClient
 
@@ -59,12 +60,6 @@ class Narrator:
         return result
 
 
-async def commands_sent(redis: RedisClient) -> int:
-    """How many scripts the server has run: each of the cache's calls is one."""
-    stats = await redis.call("INFO", "commandstats")
-    return sum(map(int, re.findall(rb"cmdstat_eval(?:sha)?:calls=(\d+)", stats)))
-
-
 async def story(ctx: ExecutionContext, redis: RedisClient) -> None:
     """Create, read, read again, update, read: as in ``cache_scenario``, step by step."""
     docs = ctx.document.command(PRODUCT_SPEC)
@@ -87,18 +82,16 @@ async def story(ctx: ExecutionContext, redis: RedisClient) -> None:
 
 
 async def run(at: Servers) -> None:
-    """The story, then both scenarios as they stand in the recipe's files."""
+    """The story, both scenarios as they stand in the recipe's files, then each further step."""
     print(f"PostgreSQL: {'our own, for this run' if at.pg_is_ours else 'yours, POSTGRES_DSN'}")
     print(
         f"Redis:      {'our own Valkey, for this run' if at.redis_is_ours else 'yours, REDIS_DSN'}"
     )
     print(flush=True)
-    redis = RedisClient()
-    runtime = build_runtime(PostgresClient(), redis, pg_dsn=at.pg_dsn, redis_dsn=at.redis_dsn)
-    async with runtime.scope() as ctx:
-        await story(ctx, redis)
-        fresh = await cache_scenario(ctx)
-        await ctx.document.command(PRODUCT_SPEC).kill(fresh.id)
+    async with replica(at) as here:
+        await story(here.ctx, here.redis)
+        fresh = await cache_scenario(here.ctx)
+        await here.ctx.document.command(PRODUCT_SPEC).kill(fresh.id)
         print(f"\ncache_scenario: price {fresh.price}, never stale", flush=True)
     older = older_spelling.build_runtime(
         PostgresClient(), RedisClient(), pg_dsn=at.pg_dsn, redis_dsn=at.redis_dsn
@@ -107,34 +100,9 @@ async def run(at: Servers) -> None:
         fresh = await older_spelling.cache_scenario(ctx)
         await ctx.doc_command(older_spelling.PRODUCT_SPEC).kill(fresh.id)
         print(f"older spelling: price {fresh.price}, the same implementation", flush=True)
-
-
-async def main() -> int:
-    """Everything, under servers that are gone afterwards; the exit status."""
-    task = asyncio.current_task()
-    assert task is not None
-    stopped_by: list[int] = []
-
-    def stop(number: int) -> None:
-        stopped_by.append(number)
-        task.cancel()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError):  # Windows
-            loop.add_signal_handler(number, stop, number)
-    try:
-        async with servers() as at:
-            await run(at)
-    except asyncio.CancelledError:
-        print("stopped; everything is torn down", flush=True)
-        return 128 + (stopped_by or [signal.SIGINT])[0]
-    except ForzeError as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    print("\nall torn down", flush=True)
-    return 0
+    for step in (hot_documents, push, scan, early_refresh, lifetimes):
+        await step.run(at)
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    sys.exit(perform(run))

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
+from math import inf
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from forze.application.contracts.deps import DepKey, Resolver
@@ -24,14 +25,31 @@ OnOutage = Literal["proceed", "refuse"]
 
 
 def _positive(owner: str, name: str, value: object) -> None:
-    if value is not None and not isinstance(value, timedelta):
+    if not isinstance(value, timedelta):
         raise ConfigurationError(
             f"{owner}: {name} must be a timedelta, not {value!r}; "
             f"write {name}=timedelta(seconds=...)",
             name=name,
         )
-    if value is not None and value <= timedelta(0):
+    if value <= timedelta(0):
         raise ConfigurationError(f"{owner}: {name} must be above zero, not {value}", name=name)
+
+
+def _above_zero(owner: str, name: str, value: object) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and 0 < value < inf):  # type: ignore[operator]
+        raise ConfigurationError(
+            f"{owner}: {name} must be a number above zero, not {value!r}", name=name
+        )
+
+
+def _either(owner: str, name: str, value: object, right: bool) -> None:
+    """None, or what ``name`` is for."""
+    if value is not None and not right:
+        wanted = {"l1": "an L1Spec", "age_ttl": "an AgeBasedTtl"}.get(name, "a function")
+        raise ConfigurationError(
+            f"{owner}: {name} must be {wanted} or None, not {value!r}", name=name
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +62,13 @@ class L1Spec:
 
     def __post_init__(self) -> None:
         _positive("L1Spec", "ttl", self.ttl)
-        if self.capacity < 1:
+        if type(self.capacity) is not int or self.capacity < 1:
             raise ConfigurationError(
-                f"L1Spec: capacity must be at least 1, not {self.capacity}", name="capacity"
+                f"L1Spec: capacity must be a whole number of documents, at least 1, not "
+                f"{self.capacity!r}",
+                name="capacity",
             )
+        _either("L1Spec", "store_factory", self.store_factory, callable(self.store_factory))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +81,8 @@ class AgeBasedTtl:
 
     def __post_init__(self) -> None:
         _positive("AgeBasedTtl", "min_ttl", self.min_ttl)
-        if self.alpha <= 0:
-            raise ConfigurationError(
-                f"AgeBasedTtl: alpha must be above zero, not {self.alpha}", name="alpha"
-            )
+        _positive("AgeBasedTtl", "max_ttl", self.max_ttl)
+        _above_zero("AgeBasedTtl", "alpha", self.alpha)
         if self.max_ttl < self.min_ttl:
             raise ConfigurationError(
                 f"AgeBasedTtl: max_ttl {self.max_ttl} is below min_ttl {self.min_ttl}",
@@ -93,12 +112,14 @@ class CacheSpec:
         owner = f"CacheSpec {self.name!r}"
         if not self.name:
             raise ConfigurationError("CacheSpec: name is empty", name="name")
-        for name in ("ttl", "ttl_pointer", "sliding_ttl"):
-            _positive(owner, name, getattr(self, name))
-        if self.early_refresh_beta is not None and self.early_refresh_beta <= 0:
-            raise ConfigurationError(
-                f"{owner}: early_refresh_beta must be above zero", name="early_refresh_beta"
-            )
+        _positive(owner, "ttl", self.ttl)
+        for name in ("ttl_pointer", "sliding_ttl"):
+            if getattr(self, name) is not None:
+                _positive(owner, name, getattr(self, name))
+        if self.early_refresh_beta is not None:
+            _above_zero(owner, "early_refresh_beta", self.early_refresh_beta)
+        _either(owner, "l1", self.l1, isinstance(self.l1, L1Spec))
+        _either(owner, "age_ttl", self.age_ttl, isinstance(self.age_ttl, AgeBasedTtl))
         if self.early_refresh_background and self.early_refresh_beta is None:
             raise ConfigurationError(
                 f"{owner}: early_refresh_background needs early_refresh_beta (1.0 is usual)",
