@@ -18,12 +18,14 @@ import sys
 import tempfile
 import time
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 LIST = Path(__file__).with_name("mutants.toml")
 SECONDS_PER_TEST = 120
+SECONDS_FOR_ALL = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +55,14 @@ def plant(mutant: Mutant, source: Path) -> None:
     target.write_text(text.replace(mutant.find, mutant.replace), "utf-8")
 
 
-def run(tests: list[str], source: Path) -> tuple[int, str]:
+def run(tests: list[str], source: Path, seconds: float = SECONDS_PER_TEST) -> tuple[int, str]:
     """Exit code and output of pytest over ``tests`` with the packages of ``source``."""
     # The copy goes in front of the installed packages.
     environment = {**os.environ, "PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider",
          "-o", f"pythonpath={source} {ROOT}", *tests],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS_PER_TEST,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds,
         check=False,
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr
@@ -86,19 +88,24 @@ def main(parts: list[str]) -> int:
     """Run the mutants whose name contains one of ``parts`` (all without any)."""
     mutants, healthy = read_list()
     chosen = [each for each in mutants if not parts or any(part in each.name for part in parts)]
-    code, output = run([*healthy, *dict.fromkeys(each.test for each in chosen)], ROOT / "src")
+    tests = [*healthy, *dict.fromkeys(each.test for each in chosen)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        unharmed = pool.submit(run, tests, ROOT / "src", SECONDS_FOR_ALL)
+        wrong = sum(pool.map(lambda each: not caught(each, healthy), chosen))
+    print(f"{len(chosen) - wrong} caught, {wrong} wrong")
+    code, output = unharmed.result()
     if code != 0:
         print(f"without any mutant the tests must pass:\n{output[-4000:]}")
-        return 1
-    wrong = 0
-    for mutant in chosen:
-        began = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="forze-mutant-") as copy:
-            problem = verdict(mutant, healthy, Path(copy))
-        wrong += problem is not None
-        print(f"{time.monotonic() - began:5.1f}s  {mutant.name}: {problem or 'caught'}", flush=True)
-    print(f"{len(chosen) - wrong} caught, {wrong} wrong")
-    return 1 if wrong else 0
+    return 1 if wrong or code else 0
+
+
+def caught(mutant: Mutant, healthy: list[str]) -> bool:
+    """Whether the mutant is caught; prints what was found."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="forze-mutant-") as copy:
+        problem = verdict(mutant, healthy, Path(copy))
+    print(f"{time.monotonic() - began:5.1f}s  {mutant.name}: {problem or 'caught'}", flush=True)
+    return problem is None
 
 
 if __name__ == "__main__":
