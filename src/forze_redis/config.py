@@ -37,6 +37,12 @@ class RedisCacheConfig:
                 f"the tenant), not {self.namespace!r}",
                 name="namespace",
             )
+        for name in ("tenant_aware", "invalidation_push"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigurationError(
+                    f"RedisCacheConfig: {name} is True or False, not {getattr(self, name)!r}",
+                    name=name,
+                )
         if self.on_outage not in ("proceed", "refuse"):
             raise ConfigurationError(
                 f'RedisCacheConfig: on_outage is "proceed" or "refuse", not {self.on_outage!r}',

@@ -1,9 +1,9 @@
 """How long pushes take, measured: an invalidation carries no time, so we cause some ourselves.
 
-Whenever metrics are collected, a key of our own is written on a connection of the pool (the
-server does not push a connection's own changes to it), and the time until its push arrives is
-recorded: server, network and event loop included, as an in-process tier sees it. A push that
-never arrives is not recorded; that the stream fails is for ``tracking`` to notice.
+Whenever metrics are collected, a key of our own is written on a connection of the pool, as
+another process would write it, and the time until its push arrives is recorded: server, network
+and event loop included, as an in-process tier sees it. A push that never arrives is not
+recorded; that the stream fails is for ``tracking`` to notice.
 
 The key stands beside the namespace's own, behind a prefix that only this process follows, so
 no other one hears of it: ``{namespace}/push-latency/{process}/cache/pointer/{probe}``.

@@ -76,9 +76,9 @@ def l1(one: Replica) -> L1Stats:
     return stats
 
 
-async def kept(one: Replica, product: ProductRead) -> int:
+async def kept(one: Replica, product: ProductRead, seconds: float = 5) -> int:
     """Read until the tier serves it; the price it serves."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(seconds):
         while True:
             before = l1(one).hits
             price = await one.price(product)
@@ -205,7 +205,8 @@ async def test_a_server_that_hangs(own_hot: Pair, own_redis_server: RespServer) 
     finally:
         own_redis_server.resume()
     await until(lambda: not b.stats.journal and a.redis.available())
-    assert await kept(a, product) == 2
+    # The intent that was on its way may stand until it lapses.
+    assert await kept(a, product, seconds=15) == 2
 
 
 async def test_a_wall_clock_that_jumps(hot: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,7 +322,7 @@ async def test_a_user_who_may_not_track(
 ) -> None:
     """Entries then live for their own ttl, which is said once."""
     config = user(own_redis_server, DOCUMENTED + " -client|tracking")
-    spec = product_spec(l1=L1Spec(ttl=timedelta(milliseconds=150)))
+    spec = product_spec(l1=L1Spec(ttl=timedelta(milliseconds=400)))
     port = own_redis_server.port
     with caplog.at_level(logging.WARNING, logger="forze.redis"):
         async with (
@@ -332,7 +333,7 @@ async def test_a_user_who_may_not_track(
             assert await kept(a, product) == 1
             assert a.redis.tracking.state == "refused"
             await b.reprice(product, 2)
-            await asyncio.sleep(0.16)
+            await asyncio.sleep(0.41)
             assert await a.price(product) == 2
     said = [each.getMessage() for each in caplog.records if "push" in each.getMessage()]
     assert len(said) == 1, said

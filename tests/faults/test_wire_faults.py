@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from time import monotonic
 
@@ -361,3 +362,26 @@ async def test_backpressure_holds_back_and_goes_on(own_valkey: ValkeyServer) -> 
         own_valkey.resume()
         assert set(await asyncio.gather(*calls)) == {b"OK"}
         assert await client.call("GET", "late") == b"1"
+
+
+async def test_the_log_says_when_the_server_went_and_came_back(
+    own_redis_server: RespServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once each, however long it is away and however many calls fail meanwhile."""
+    with caplog.at_level(logging.INFO, logger="forze.redis"):
+        async with await RedisClient().connect(own_redis_server.dsn) as client:
+            own_redis_server.kill()
+            async with asyncio.timeout(5):
+                while client.available():
+                    await asyncio.sleep(0.01)
+                for _ in range(5):
+                    with pytest.raises(BackendError):
+                        await client.send_cached(pack("PING"))
+            own_redis_server.start()
+            async with asyncio.timeout(5):
+                while not client.available():
+                    await asyncio.sleep(0.01)
+    said = [(each.levelname, each.getMessage()) for each in caplog.records]
+    assert [level for level, _ in said] == ["WARNING", "INFO"], said
+    assert "is away" in said[0][1]
+    assert "answers again" in said[1][1]

@@ -14,6 +14,7 @@ is the harder one, and the one explored unless a setting says ``echo``.)
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from enum import Enum
 from functools import cache
 from math import inf
@@ -113,14 +114,22 @@ class Slots:
 _CODEC: Any = SimpleNamespace(shareable=True, decode=None)
 
 
+class Mark(float):
+    """The mark of one read. Time does not pass in the model: no answer is late."""
+
+    name: Asked
+
+
 @cache
-def _mark(name: Asked) -> object:
+def _mark(name: Asked) -> Mark:
     """The mark that stands for ``name`` in every tier."""
-    return SimpleNamespace(name=name)
+    mark = Mark(inf)
+    mark.name = name
+    return mark
 
 
 def _build(shipped: Shipped, kept: Kept) -> Tier[Any]:
-    tier = shipped.tier(Slots(), _CODEC, tenant_aware=False)
+    tier = shipped.tier(Slots(), _CODEC, ttl=timedelta(hours=1), tenant_aware=False)
     tier.trust(inf if kept.trusted else -inf, 0.0)
     if kept.entry is not None:
         tier.store.set(KEY, kept.entry)

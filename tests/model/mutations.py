@@ -226,7 +226,7 @@ def commit_without_margin(intended_at: float, now: float) -> bool:
 
 
 class FillsWithoutMark(Tier[Any]):
-    def take(self, key: Key, mark: object, document: Any, body: bytes) -> bool:
+    def take(self, key: Key, mark: float, document: Any, body: bytes) -> bool:
         self.store.set(key, document)
         return True
 
@@ -234,7 +234,7 @@ class FillsWithoutMark(Tier[Any]):
 class SharesMark(Tier[Any]):
     """A mark that stands is everybody's."""
 
-    def take(self, key: Key, mark: object, document: Any, body: bytes) -> bool:
+    def take(self, key: Key, mark: float, document: Any, body: bytes) -> bool:
         return super().take(key, self._marks.get(key, mark), document, body)
 
 

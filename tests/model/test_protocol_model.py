@@ -135,7 +135,7 @@ def test_every_change_of_the_l1_in_the_model_is_made_by_the_shipped_tier() -> No
                 called.add(name)
             return super().__getattribute__(name)
 
-        def take(self, key: Key, mark: object, document: Any, body: bytes) -> bool:
+        def take(self, key: Key, mark: float, document: Any, body: bytes) -> bool:
             taken = super().take(key, mark, document, body)
             came_out.add(self.store.get(key))
             return taken

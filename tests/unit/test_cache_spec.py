@@ -12,6 +12,7 @@ from forze.application.contracts.cache import AgeBasedTtl, CacheSpec, L1Spec
 from forze.errors import ConfigurationError
 
 SECOND = timedelta(seconds=1)
+BRISK = AgeBasedTtl(min_ttl=SECOND, max_ttl=2 * SECOND)
 
 
 def test_the_defaults() -> None:
@@ -50,6 +51,14 @@ def test_a_spec_is_a_value() -> None:
         ({"l1": 2}, "l1"),
         ({"l1": {"ttl": SECOND}}, "l1"),
         ({"age_ttl": 0.1}, "age_ttl"),
+        (
+            {"early_refresh_beta": 1.0, "early_refresh_background": "yes"},
+            "early_refresh_background",
+        ),
+        ({"ttl_pointer": 30 * SECOND, "l1": L1Spec(ttl=30 * SECOND)}, "l1"),
+        ({"ttl_pointer": 30 * SECOND, "sliding_ttl": 30 * SECOND}, "sliding_ttl"),
+        ({"age_ttl": BRISK, "sliding_ttl": 2 * SECOND}, "sliding_ttl"),
+        ({"age_ttl": BRISK, "l1": L1Spec(ttl=2 * SECOND)}, "l1"),
         ({"ttl": -SECOND}, "ttl"),
         ({"ttl_pointer": timedelta(0)}, "ttl_pointer"),
         ({"sliding_ttl": timedelta(0)}, "sliding_ttl"),
@@ -78,6 +87,8 @@ def test_what_cannot_work_is_refused(fields: dict[str, Any], name: str) -> None:
         {"sliding_ttl": 10 * SECOND, "l1": L1Spec(ttl=9 * SECOND)},
         {"early_refresh_beta": 1.0, "early_refresh_background": True},
         {"age_ttl": AgeBasedTtl(max_ttl=timedelta(days=1)), "sliding_ttl": 10 * SECOND},
+        {"age_ttl": AgeBasedTtl(max_ttl=timedelta(days=1)), "sliding_ttl": 600 * SECOND},
+        {"age_ttl": AgeBasedTtl(), "l1": L1Spec(ttl=60 * SECOND)},
     ],
 )
 def test_what_just_works_is_accepted(fields: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from forze.application.integrations.document import LruL1Store
 from forze.application.integrations.document.codec import DocumentCodec
+from forze.application.integrations.document.l1 import tier
 from forze.application.integrations.document.l1.tier import Tier
 from forze.domain.models import ReadDocument
 
@@ -23,6 +24,7 @@ class Tagged(ReadDocument):
 
 
 PREFIX = "app/cache/pointer/"
+TTL = timedelta(seconds=60)
 
 
 def note(pk: UUID, text: str = "kept") -> tuple[Note, bytes]:
@@ -41,15 +43,15 @@ def note(pk: UUID, text: str = "kept") -> tuple[Note, bytes]:
 class Kept:
     """A tier, and one document's place in it."""
 
-    def __init__(self, *, tenant_aware: bool = False) -> None:
-        store = LruL1Store(capacity=8, ttl=timedelta(seconds=60))
-        self.tier = Tier(store, DocumentCodec(Note, "notes"), tenant_aware)
+    def __init__(self, *, tenant_aware: bool = False, ttl: timedelta = TTL) -> None:
+        store = LruL1Store(capacity=8, ttl=TTL)
+        self.tier = Tier(store, DocumentCodec(Note, "notes"), ttl=ttl, tenant_aware=tenant_aware)
         self.pk = uuid4()
         self.address = f"{PREFIX}{self.pk}"
         self.key = self.tier.key(self.pk, self.address)
         self.note, self.body = note(self.pk)
 
-    def take(self, mark: object) -> bool:
+    def take(self, mark: float) -> bool:
         return self.tier.take(self.key, mark, self.note, self.body)
 
 
@@ -57,7 +59,7 @@ def test_an_answer_is_kept_while_its_mark_stands() -> None:
     it = Kept()
     assert it.take(it.tier.reserve(it.key))
     assert it.tier.get(it.key) is it.note
-    assert not it.take(object()), "an answer nobody asked for"
+    assert not it.take(time.monotonic()), "an answer nobody asked for"
 
 
 @pytest.mark.parametrize("pushed", [True, False])
@@ -125,6 +127,20 @@ def test_nothing_is_kept_or_served_without_trust() -> None:
     assert it.tier.get(it.key) is None
 
 
+@pytest.mark.parametrize(("ttl_s", "late_s"), [(60.0, 0.25), (0.4, 0.1)])
+def test_an_answer_that_lay_unread_is_not_kept(
+    ttl_s: float, late_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that stood still would serve it for its ttl from then on."""
+    it = Kept(ttl=timedelta(seconds=ttl_s))
+    asked = time.monotonic()
+    for waited_s, kept in ((late_s - 0.01, True), (late_s + 0.01, False)):
+        monkeypatch.setattr(tier, "monotonic", lambda: asked)
+        mark = it.tier.reserve(it.key)
+        monkeypatch.setattr(tier, "monotonic", lambda waited_s=waited_s: asked + waited_s)
+        assert it.take(mark) is kept
+
+
 def test_what_is_no_document_is_ignored() -> None:
     it = Kept()
     it.take(it.tier.reserve(it.key))
@@ -146,8 +162,8 @@ def test_a_tenants_place_is_its_own() -> None:
 
 def test_mutable_documents_are_made_anew() -> None:
     """P13: neither the reader that filled the tier nor one it serves holds what it keeps."""
-    store = LruL1Store(capacity=8, ttl=timedelta(seconds=60))
-    tier = Tier(store, DocumentCodec(Tagged, "tagged"), False)
+    store = LruL1Store(capacity=8, ttl=TTL)
+    tier = Tier(store, DocumentCodec(Tagged, "tagged"), ttl=TTL, tenant_aware=False)
     pk = uuid4()
     made = Tagged.model_validate(note(pk)[0].model_dump(exclude={"text"}) | {"tags": ["a"]})
     key = tier.key(pk, PREFIX + str(pk))

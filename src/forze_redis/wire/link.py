@@ -174,7 +174,8 @@ class Link:
         """Note that the connection is gone."""
         self._listeners.tracking.end(connection)
         if connection is self.connection and not self.retired:
-            self.availability.lost()
+            if self.availability.lost():
+                self._log_away("its connection was lost")
             self._wake.set()
 
     async def _run(self) -> None:
@@ -307,18 +308,29 @@ class Link:
             self._restore()
 
     def _restore(self) -> None:
+        away, since = self.availability.away, self.availability.since
         for callback in self.availability.restored():
             _shielded(callback)
+        if away:
+            _log.info("Redis at %s answers again; it was away since %s", self.where, since)
 
     def _failed(self, error: ForzeError) -> None:
         self.error = error
         self._topology.doubt()
-        self.availability.lost()
+        if self.availability.lost():
+            self._log_away(str(error))
         if not self._first.done():
             self._first.set_exception(error)
             self._first.exception()  # not every client waits for it
         if isinstance(error, ConfigurationError):
             self._fail_waiting(error)
+
+    def _log_away(self, why: str) -> None:
+        _log.warning(
+            "Redis at %s is away: %s. Cached reads go to the source until it answers again",
+            self.where,
+            why,
+        )
 
     def _unreachable(self, why: str) -> BackendUnavailable:
         return BackendUnavailable(
@@ -345,6 +357,7 @@ class Link:
             expired = connection.expire(now)
             self._expire_waiting(now)
             if expired and availability.unanswered(expired):
+                self._log_away("it does not answer in time")
                 self._wake.set()
             overdue = connection.overdue_since
             if overdue is not None and overdue < now and now - self._heard > self._silence:

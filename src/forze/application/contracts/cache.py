@@ -43,10 +43,17 @@ def _above_zero(owner: str, name: str, value: object) -> None:
         )
 
 
+def _switch(owner: str, name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{owner}: {name} is True or False, not {value!r}", name=name)
+
+
 def _either(owner: str, name: str, value: object, right: bool) -> None:
     """None, or what ``name`` is for."""
     if value is not None and not right:
-        wanted = {"l1": "an L1Spec", "age_ttl": "an AgeBasedTtl"}.get(name, "a function")
+        wanted = {"l1": "an L1Spec", "age_ttl": "an AgeBasedTtl"}.get(
+            name, "a function of the L1Spec (lru_l1_store, tiny_lfu_l1_store)"
+        )
         raise ConfigurationError(
             f"{owner}: {name} must be {wanted} or None, not {value!r}", name=name
         )
@@ -120,21 +127,31 @@ class CacheSpec:
             _above_zero(owner, "early_refresh_beta", self.early_refresh_beta)
         _either(owner, "l1", self.l1, isinstance(self.l1, L1Spec))
         _either(owner, "age_ttl", self.age_ttl, isinstance(self.age_ttl, AgeBasedTtl))
+        _switch(owner, "early_refresh_background", self.early_refresh_background)
         if self.early_refresh_background and self.early_refresh_beta is None:
             raise ConfigurationError(
                 f"{owner}: early_refresh_background needs early_refresh_beta (1.0 is usual)",
                 name="early_refresh_background",
             )
-        if self.sliding_ttl is not None and self.sliding_ttl >= self.ttl:
+        cap, its_name = self._cap()
+        if self.sliding_ttl is not None and self.sliding_ttl >= cap:
             raise ConfigurationError(
-                f"{owner}: sliding_ttl {self.sliding_ttl} must be below ttl {self.ttl}, its cap",
+                f"{owner}: sliding_ttl {self.sliding_ttl} must be below {its_name} {cap}, its cap",
                 name="sliding_ttl",
             )
-        for bound, name in ((self.ttl, "ttl"), (self.sliding_ttl, "sliding_ttl")):
+        for bound, name in ((cap, its_name), (self.sliding_ttl, "sliding_ttl")):
             if self.l1 is not None and bound is not None and self.l1.ttl >= bound:
                 raise ConfigurationError(
                     f"{owner}: the L1 ttl {self.l1.ttl} must be below {name} {bound}", name="l1"
                 )
+
+    def _cap(self) -> tuple[timedelta, str]:
+        """The longest an entry can live, and the option that says so."""
+        if self.age_ttl is not None:
+            return self.age_ttl.max_ttl, "age_ttl.max_ttl"
+        if self.ttl_pointer is not None and self.ttl_pointer < self.ttl:
+            return self.ttl_pointer, "ttl_pointer"
+        return self.ttl, "ttl"
 
 
 class CachePort(Protocol):

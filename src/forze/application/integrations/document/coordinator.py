@@ -155,7 +155,8 @@ class Coordinator(Generic[R]):
         self, pk: UUID, address: str, token: str, *, large: bool = False
     ) -> R | Miss | None:
         """Ask the cache: the document, why there is none, or None where it could not be asked."""
-        pointers, mark = self._pointers, self._reserve(pk, address)
+        pointers = self._pointers
+        mark = 0.0 if self.tier is None else self._reserve(pk, address)
         try:
             found = await (pointers.read_large(address) if large else pointers.read(address, token))
         except (ForzeError, asyncio.CancelledError) as error:
@@ -163,14 +164,13 @@ class Coordinator(Generic[R]):
             if isinstance(error, asyncio.CancelledError):
                 raise
             return None
-        if found is None or found.__class__ is Miss:
+        if found is None or isinstance(found, Miss):
             return self._missed(pk, address, mark, found)
-        hit = cast(bytes | Aging, found)
-        document = self._opened(pk, address, mark, hit)
+        document = self._opened(pk, address, mark, found)
         if document is None:
             await self._discard(address)
-        elif isinstance(hit, Aging):
-            return await self._refresh.considered(pk, address, document, hit)
+        elif found.__class__ is Aging:
+            return await self._refresh.considered(pk, address, document, found)
         return document
 
     async def _probe_all(
@@ -197,14 +197,14 @@ class Coordinator(Generic[R]):
                 aging[address] = answer
         return found
 
-    def _reserve(self, pk: UUID, address: str) -> object:
+    def _reserve(self, pk: UUID, address: str) -> float:
         tier = self.tier
-        return None if tier is None else tier.reserve(tier.key(pk, address))
+        return 0.0 if tier is None else tier.reserve(tier.key(pk, address))
 
-    def _opened(self, pk: UUID, address: str, mark: object, found: bytes | Aging) -> R | None:
+    def _opened(self, pk: UUID, address: str, mark: float, found: bytes | Aging) -> R | None:
         """The document of a hit, None where the body does not fit the model."""
         body = found.body if isinstance(found, Aging) else found
-        if body.startswith(SEAL_MARK):
+        if body[:1] == SEAL_MARK:
             body, _ = unseal(body)
         try:
             document = self._decode(body)
@@ -215,7 +215,7 @@ class Coordinator(Generic[R]):
             self.tier.take(self.tier.key(pk, address), mark, document, body)
         return document
 
-    def _missed(self, pk: UUID, address: str, mark: object, found: Miss | None) -> Miss:
+    def _missed(self, pk: UUID, address: str, mark: float, found: Miss | None) -> Miss:
         if self.tier is not None:
             key = self.tier.key(pk, address)
             if found is Miss.LEASED:

@@ -125,7 +125,7 @@ class _Kept(Generic[R]):
         documents: Mapping[str, R],
     ) -> None:
         self._tier = tier
-        self._marked: list[tuple[Key, object, R, bytes]] = []
+        self._marked: list[tuple[Key, float, R, bytes]] = []
         if tier is not None:
             for fill, body in fills:
                 document = documents[fill.address]

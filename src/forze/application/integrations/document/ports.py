@@ -125,7 +125,9 @@ class DocumentPorts:
             )
         tier = None
         if spec.cache.l1 is not None:
-            tier = Tier(_l1_store(spec.name, spec.cache.l1), codec, pointers.tenant_aware)
+            l1 = spec.cache.l1
+            kept = _l1_store(spec.name, l1)
+            tier = Tier(kept, codec, ttl=l1.ttl, tenant_aware=pointers.tenant_aware)
         coordinator = Coordinator(
             spec.name, spec.cache, store, pointers, codec, self._resolver, tier
         )
@@ -157,7 +159,14 @@ class DocumentPorts:
 
 
 def _l1_store(name: str, spec: L1Spec) -> L1Store:
-    store = (spec.store_factory or lru_l1_store)(spec)
+    try:
+        store = (spec.store_factory or lru_l1_store)(spec)
+    except Exception as error:
+        raise ConfigurationError(
+            f"document {name!r}: L1Spec.store_factory failed ({error!r}); it is called with the "
+            "L1Spec and returns an L1Store: pass lru_l1_store or tiny_lfu_l1_store itself",
+            name="store_factory",
+        ) from error
     missing = [each for each in _L1_METHODS if not callable(getattr(store, each, None))]
     if missing:
         raise ConfigurationError(

@@ -10,7 +10,8 @@ Where entries are kept and which of them go first is the store's affair (``lru``
 
 A mark that is gone means that something changed after the question was put, and that the
 answer may predate it. Marks are not shared: the later of two reads takes the place of the
-earlier, whose answer is then not kept.
+earlier, whose answer is then not kept. A mark is the moment it was made, so that an answer that
+lay unread while the process stood still is not taken for a new one.
 
 Under pushes the tier serves only while it is *trusted*: the event loop has lately looked at
 the socket the pushes arrive on. A process that stood still trusts nothing it kept.
@@ -22,6 +23,7 @@ and push).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import timedelta
 from math import inf
 from time import monotonic
 from typing import Final, Generic, TypeAlias, cast
@@ -38,6 +40,10 @@ Key: TypeAlias = "bytes | tuple[str, bytes]"
 ID_CHARS: Final = 36
 KNOWN_TENANTS: Final = 10_000
 
+LATE_SHARE: Final = 0.25
+LATE_SECONDS: Final = 0.25
+"""An answer that took longer than this, or than this share of the entry's ttl, is not kept."""
+
 
 class Tier(Generic[R]):
     """The entries of one document kind in this process. Implements ``CacheInvalidation``.
@@ -48,6 +54,7 @@ class Tier(Generic[R]):
 
     __slots__ = (
         "__weakref__",
+        "_late_seconds",
         "_marks",
         "bound_seconds",
         "decode",
@@ -61,12 +68,15 @@ class Tier(Generic[R]):
         "trusted_until",
     )
 
-    def __init__(self, store: L1Store, codec: DocumentCodec[R], tenant_aware: bool) -> None:
+    def __init__(
+        self, store: L1Store, codec: DocumentCodec[R], *, ttl: timedelta, tenant_aware: bool
+    ) -> None:
         self.store = store
         self.find = store.get
         self.shared = codec.shareable
         self.decode = codec.decode
-        self._marks: dict[Key, object] = {}
+        self._marks: dict[Key, float] = {}
+        self._late_seconds = min(LATE_SECONDS, LATE_SHARE * ttl.total_seconds())
         self.prefixes: dict[str | None, str] | None = {} if tenant_aware else None
         self.trusted_until = self.bound_seconds = inf
         self.dropped = 0
@@ -95,23 +105,24 @@ class Tier(Generic[R]):
 
     # -- entries come ----------------------------------------------------------
 
-    def reserve(self, key: Key) -> object:
+    def reserve(self, key: Key) -> float:
         """A mark for what is about to be asked; whatever stood there is gone."""
-        mark = self._marks[key] = object()
+        mark = self._marks[key] = monotonic()
         self.store.invalidate(key)
         return mark
 
-    def take(self, key: Key, mark: object, document: R, body: bytes) -> bool:
-        """Keep the answer if its mark still stands; whether it does."""
+    def take(self, key: Key, mark: float, document: R, body: bytes) -> bool:
+        """Keep the answer if its mark still stands; whether it is kept."""
         if self._marks.get(key) is not mark:
             return False
         del self._marks[key]
-        if monotonic() >= self.trusted_until:
+        now = monotonic()
+        if now >= self.trusted_until or now - mark > self._late_seconds:
             return False
         self.store.set(key, document if self.shared else body)
         return True
 
-    def withdraw(self, key: Key, mark: object) -> None:
+    def withdraw(self, key: Key, mark: float) -> None:
         """The question ended without an answer to keep."""
         if self._marks.get(key) is mark:
             del self._marks[key]
