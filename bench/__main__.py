@@ -8,11 +8,12 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from bench import costs, hot, reads, writes
+from bench import costs, hit_ratio, hot, reads, writes
 from bench.workload import DOCUMENTS, Servers, prepare, servers
 
 OUT = Path(__file__).parent / "out"
@@ -21,7 +22,14 @@ PACKAGES = ("redis", "hiredis", "asyncpg", "pydantic", "uvloop", "valkey-embedde
 
 def main() -> None:
     """Measure, print, write ``bench/out/latest.json``."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    if sys.argv[1:2] == ["hit-ratio"]:
+        hit_ratio.main(sys.argv[2:])
+        return
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description=__doc__,
+        epilog="`python -m bench hit-ratio --help`: the in-process stores over access traces",
+    )
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default 7)")
     parser.add_argument("--seconds", type=float, default=0.6, help="per visit (default 0.6)")
     options = parser.parse_args()

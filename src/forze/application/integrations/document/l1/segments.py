@@ -71,14 +71,17 @@ _LUCK = {
 class Segments:
     """At most ``capacity`` entries by key, in the order a policy gives them; every call is O(1).
 
-    ``hash_of`` gives the hash of a key that is to be compared or remembered.
+    ``hash_of`` gives the hash of a key that is to be compared or remembered: kept beside every
+    entry it would cost forty bytes.
     """
 
     __slots__ = (
         "_by_recency",
         "_by_reuse",
         "_capacity",
+        "_estimate",
         "_evicted",
+        "_free",
         "_hash_of",
         "_luck",
         "_probation",
@@ -86,7 +89,6 @@ class Segments:
         "_protected_room",
         "_random",
         "_reused",
-        "_sketch",
         "_window",
         "_window_room",
     )
@@ -99,10 +101,10 @@ class Segments:
         hash_of: Callable[[Hashable], int],
         random: Random,
     ) -> None:
-        self._capacity = capacity
-        self._sketch = sketch
+        self._capacity = self._free = capacity
+        self._estimate = sketch.estimate
         self._hash_of = hash_of
-        self._random = random
+        self._random = random.random
         self._evicted = array("q", bytes(8 * capacity))
         self._reused: set[Hashable] = set()
         self._window: OrderedDict[Hashable, Entry] = OrderedDict()
@@ -111,7 +113,7 @@ class Segments:
         self.follow(policy)
 
     def __len__(self) -> int:
-        return len(self._window) + len(self._probation) + len(self._protected)
+        return self._capacity - self._free
 
     def follow(self, policy: Policy) -> None:
         """Decide by ``policy`` from now on."""
@@ -125,38 +127,44 @@ class Segments:
 
     def use(self, key: Hashable) -> Entry | None:
         """The entry of ``key``, moved to where a use of it puts it."""
-        entry = self._protected.get(key)
-        if entry is not None:
-            if self._by_recency:
-                self._window[key] = self._protected.pop(key)
-            else:
-                self._protected.move_to_end(key)
-            return entry
-        entry = self._window.get(key)
-        if entry is not None:
-            self._window.move_to_end(key)
+        window = self._window
+        if key in window:
+            window.move_to_end(key)
             if self._by_reuse:
                 self._reused.add(key)
+            return window[key]
+        protected = self._protected
+        if key in protected:
+            entry = protected[key]
+            if self._by_recency:
+                del protected[key]
+                window[key] = entry
+            else:
+                protected.move_to_end(key)
             return entry
         if key in self._probation:
             entry = self._probation.pop(key)
             self._promote(key, entry)
-        return entry
+            return entry
+        return None
 
     def _promote(self, key: Hashable, entry: Entry) -> None:
         """Put an entry used while on probation where it is safer."""
         if self._by_recency:
             self._window[key] = entry
             return
-        self._protected[key] = entry
-        surplus = len(self._protected) - self._protected_room
-        for _ in range(min(surplus, _MOVES_PER_ADMISSION)):
-            key, entry = self._protected.popitem(last=False)
+        protected = self._protected
+        protected[key] = entry
+        if len(protected) > self._protected_room:
+            key, entry = protected.popitem(False)
             self._probation[key] = entry
+            if len(protected) > self._protected_room:
+                key, entry = protected.popitem(False)
+                self._probation[key] = entry
 
     def replace(self, key: Hashable, entry: Entry) -> bool:
         """Give ``key`` another entry in its place; False where it has none."""
-        for segment in (self._protected, self._window, self._probation):
+        for segment in (self._window, self._protected, self._probation):
             if key in segment:
                 segment[key] = entry
                 return True
@@ -168,6 +176,7 @@ class Segments:
             if key in segment:
                 del segment[key]
                 self._reused.discard(key)
+                self._free += 1
                 return
 
     def clear(self) -> None:
@@ -175,65 +184,66 @@ class Segments:
         for segment in (self._protected, self._window, self._probation):
             segment.clear()
         self._reused.clear()
+        self._free = self._capacity
 
     def admit(self, key: Hashable, seen: int, entry: Entry, now: float) -> bool:
         """Add ``key``, which is not there and hashes to ``seen``; whether another went for it."""
-        window = self._window
-        main = len(self._probation) + len(self._protected)
-        full = len(window) + main >= self._capacity
-        if self._by_reuse and main and self._evicted[seen % self._capacity] == seen:
+        full = not self._free
+        if not full:
+            self._free -= 1
+        if self._by_reuse and self._evicted[seen % self._capacity] == seen and self._main():
             if full:
-                self._evict_main()
+                self._main().popitem(False)
             self._promote(key, entry)
             return full
+        window = self._window
         window[key] = entry
         surplus = len(window) - self._window_room
         if surplus == 1:
-            self._let_go(full, now)
-            return full
-        if surplus > 1:
-            self._shrink_window(surplus)
-        if full:
-            self._evict_main()
+            key, entry = window.popitem(False)
+            reused = key in self._reused
+            if reused:
+                self._reused.remove(key)
+            if not full or self._takes_place(key, reused, now):
+                self._probation[key] = entry
+        else:
+            if surplus > 1:
+                self._shrink_window(surplus)
+            if full:
+                self._main().popitem(False)
         return full
+
+    def _main(self) -> OrderedDict[Hashable, Entry]:
+        """Where main evicts from: empty if main is."""
+        return self._probation or self._protected
 
     def _shrink_window(self, surplus: int) -> None:
         """After a change of policy: bring the window nearer to its room."""
         for _ in range(min(surplus, _MOVES_PER_ADMISSION)):
-            key, entry = self._window.popitem(last=False)
+            key, entry = self._window.popitem(False)
             self._probation[key] = entry
             self._reused.discard(key)
 
-    def _evict_main(self) -> None:
-        (self._probation or self._protected).popitem(last=False)
-
-    def _let_go(self, full: bool, now: float) -> None:
-        """Take the oldest out of the window, and into main if there is room or it is worth it."""
-        key, entry = self._window.popitem(last=False)
-        if not full:
-            self._probation[key] = entry
-            self._reused.discard(key)
-        elif self._belongs_in_main(key, now):
-            self._evict_main()
-            self._probation[key] = entry
-        elif self._by_reuse:
-            seen = self._hash_of(key)
-            self._evicted[seen % self._capacity] = seen
-
-    def _belongs_in_main(self, key: Hashable, now: float) -> bool:
-        """Whether ``key`` is worth more than the entry main would evict for it."""
-        reused = key in self._reused
-        if reused:
-            self._reused.remove(key)
+    def _takes_place(self, key: Hashable, reused: bool, now: float) -> bool:
+        """Evict from main for ``key``, which leaves the window, if it is worth more."""
         main = self._probation or self._protected
         if not main:
             return False
         victim = next(iter(main))
-        if reused or main[victim][1] <= now:
-            return True
+        if not reused and main[victim][1] > now and not self._is_worth_more(key, victim):
+            return False
+        del main[victim]
+        return True
+
+    def _is_worth_more(self, key: Hashable, rival: Hashable) -> bool:
+        """Whether the policy, or luck, prefers ``key`` to ``rival``."""
+        seen = self._hash_of(key)
         if self._by_reuse:
-            return self._random.random() < self._luck
-        mine = self._sketch.estimate(self._hash_of(key))
-        if mine > self._sketch.estimate(self._hash_of(victim)) + _LEAD:
+            if self._random() < self._luck:
+                return True
+            self._evicted[seen % self._capacity] = seen
+            return False
+        mine = self._estimate(seen)
+        if mine > _LEAD and mine > self._estimate(self._hash_of(rival)) + _LEAD:
             return True
-        return mine >= _WARM and self._random.random() < self._luck
+        return mine >= _WARM and self._random() < self._luck

@@ -9,9 +9,9 @@ Where entries are kept and which of them go first is the store's affair (``lru``
     flush   ──► all of them go: pushes may have been lost
 
 A mark that is gone means that something changed after the question was put, and that the
-answer may predate it. Marks are not shared: the later of two reads takes the place of the
-earlier, whose answer is then not kept. A mark is the moment it was made, so that an answer that
-lay unread while the process stood still is not taken for a new one.
+answer may predate it. Marks are not shared: of reads under way together, the first to ask keeps
+its answer. A mark is the moment it was made, so that an answer that lay unread while the process
+stood still is not taken for a new one.
 
 Under pushes the tier serves only while it is *trusted*: the event loop has lately looked at
 the socket the pushes arrive on. A process that stood still trusts nothing it kept.
@@ -89,9 +89,11 @@ class Tier(Generic[R]):
         if self.prefixes is None:
             return number
         prefix = address[:-ID_CHARS]
-        if len(self.prefixes) >= KNOWN_TENANTS:
-            self.prefixes.clear()
-        self.prefixes[TENANT.get()] = prefix
+        tenant = TENANT.get()
+        if tenant not in self.prefixes:
+            if len(self.prefixes) >= KNOWN_TENANTS:
+                self.prefixes.clear()
+            self.prefixes[tenant] = prefix
         return prefix, number
 
     def get(self, key: Key) -> R | None:
@@ -106,9 +108,14 @@ class Tier(Generic[R]):
     # -- entries come ----------------------------------------------------------
 
     def reserve(self, key: Key) -> float:
-        """A mark for what is about to be asked; whatever stood there is gone."""
-        mark = self._marks[key] = monotonic()
-        self.store.invalidate(key)
+        """A mark for what is about to be asked; whatever stood there is gone.
+
+        It stands only if no other does, or one whose answer would come too late.
+        """
+        mark, standing = monotonic(), self._marks.get(key)
+        if standing is None or mark - standing > self._late_seconds:
+            self._marks[key] = mark
+            self.store.invalidate(key)
         return mark
 
     def take(self, key: Key, mark: float, document: R, body: bytes) -> bool:

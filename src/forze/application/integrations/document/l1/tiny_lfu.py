@@ -5,7 +5,7 @@ Four parts, each with its source:
 - *window and main*: a newcomer starts in a small window and enters the main part only if it is
   worth more than who would leave for it; main is a segmented LRU (:mod:`.segments`; W-TinyLFU,
   Einziger, Friedman, Manes, ACM ToS 2017);
-- *sketch*: how often each key was asked for lately, hit or miss, in about 13 bytes per entry
+- *sketch*: how often each key was asked for lately, hit or miss, in 24 to 48 bytes per entry
   (:mod:`.sketch`; the same paper);
 - *admission*: by frequency, or by one reuse within window or memory of the evicted (S3-FIFO,
   Yang et al., SOSP 2023), or of everyone, which is LRU;
@@ -26,8 +26,10 @@ from random import Random
 from forze.application.contracts.cache import L1Spec
 from forze.application.integrations.document.l1.contest import Contest
 from forze.application.integrations.document.l1.segments import Segments
-from forze.application.integrations.document.l1.sketch import FrequencySketch
+from forze.application.integrations.document.l1.sketch import CEILING, FrequencySketch
 from forze.application.integrations.document.l1.store import L1Stats
+
+_NO_KEY = object()
 
 
 class TinyLfuL1Store:
@@ -38,13 +40,17 @@ class TinyLfuL1Store:
     """
 
     __slots__ = (
+        "_admit",
         "_capacity",
         "_clock",
         "_contest",
-        "_count",
+        "_counts",
         "_evictions",
         "_hits",
+        "_mask",
         "_misses",
+        "_missing",
+        "_missing_hash",
         "_sample",
         "_secret",
         "_segments",
@@ -69,8 +75,12 @@ class TinyLfuL1Store:
         self._contest = Contest(capacity, sketch, random)
         self._segments = Segments(capacity, self._contest.best, sketch, self._hash_of, random)
         self._sample = self._contest.sample
-        self._count = sketch.add
+        self._counts = sketch.counts
+        self._mask = sketch.mask
         self._use = self._segments.use
+        self._admit = self._segments.admit
+        self._missing: Hashable = _NO_KEY
+        self._missing_hash = 0
         self._hits = self._misses = self._evictions = 0
 
     def _hash_of(self, key: Hashable) -> int:
@@ -79,7 +89,12 @@ class TinyLfuL1Store:
     def get(self, key: Hashable) -> object | None:
         """The live value of ``key``, or None; an expired entry is removed."""
         seen = hash((self._secret, key))
-        self._count(seen)
+        # FrequencySketch.add, written out: the call would cost as much as what it does.
+        counts = self._counts
+        place = seen & self._mask
+        count = counts[place]
+        if count < CEILING:
+            counts[place] = count + 1
         if not seen & self._sample and self._contest.watch(seen):
             self._segments.follow(self._contest.best)
         entry = self._use(key)
@@ -89,15 +104,21 @@ class TinyLfuL1Store:
                 return entry[0]
             self._segments.remove(key)
         self._misses += 1
+        self._missing = key
+        self._missing_hash = seen
         return None
 
     def set(self, key: Hashable, value: object) -> None:
         """Keep ``value`` under ``key``; where it is full, the entry least worth it goes."""
         now = self._clock()
         entry = (value, now + self._ttl_s)
-        if not self._segments.replace(key, entry):
-            seen = hash((self._secret, key))
-            self._evictions += self._segments.admit(key, seen, entry, now)
+        if key is self._missing:
+            # What is stored is mostly what was missed last: then its hash is known, and that
+            # it is not there.
+            self._evictions += self._admit(key, self._missing_hash, entry, now)
+        elif not self._segments.replace(key, entry):
+            self._evictions += self._admit(key, self._hash_of(key), entry, now)
+        self._missing = _NO_KEY
 
     def invalidate(self, key: Hashable) -> None:
         """Remove ``key`` if it is there."""
