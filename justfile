@@ -11,9 +11,18 @@ python := venv / "bin/python"
 default:
     @just --list --unsorted
 
-# Cached reads on servers of its own, step by step; `just demo push.py` is one step
-demo step="main.py": _setup
-    @"{{ python }}" "examples/recipes/cache_reads/$1"
+# Cached reads on servers of its own, step by step; `just demo push` is one step
+demo step="main": _setup
+    #!/usr/bin/env bash
+    set -euo pipefail
+    cd "{{ justfile_directory() }}/examples/recipes/cache_reads"
+    steps=$(grep -l 'sys.exit(perform(' *.py | sed 's/\.py$//')
+    step=${1%.py} step=${step//-/_}
+    if ! grep -qxF -e "$step" <<<"$steps"; then
+        echo "just demo: there is no step '$1'; there are:" $steps >&2
+        exit 2
+    fi
+    exec "{{ python }}" "$step.py"
 
 # Run the tests; arguments go to pytest
 test *args: _setup

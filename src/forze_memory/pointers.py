@@ -87,6 +87,12 @@ class MemoryCacheServer:
             if address.startswith(prefix):
                 tier.drop((address,))
 
+    def cleared(self, prefix: str) -> None:
+        """Nothing under ``prefix`` is what it was."""
+        for tier, watched in tuple(self._tiers.items()):
+            if watched == prefix:
+                tier.flush()
+
     def now(self) -> int:
         """Milliseconds on the server's clock."""
         return round(self._clock() * 1000)
@@ -303,4 +309,5 @@ class MemoryPointers:
         there = [key for key in mine if pointers.get(key, now) is not None]
         for address in mine:
             self._server.replace(address, None, now)
+        self._server.cleared(namespace)
         return len(there)

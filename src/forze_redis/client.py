@@ -121,6 +121,7 @@ class RedisClient:
         if link.loop is asyncio.get_running_loop():
             await link.close()
         else:
+            self._listeners.tracking.end()
             _leave(link)
 
     async def __aenter__(self) -> Self:

@@ -11,12 +11,15 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import cached_property
 from typing import Any
 
 import asyncpg
 import pytest
+from tests.faults.test_permissions import DOCUMENTED, user
 from tests.faults.world import (
     Replica,
+    ask,
     elsewhere,
     product_spec,
     replica,
@@ -27,9 +30,16 @@ from forze.application.contracts.cache import CacheSpec, L1Spec
 from forze.application.contracts.document import DocumentSpec, DocumentWriteTypes
 from forze.application.execution import DepsPlan, ExecutionContext, ExecutionRuntime, LifecyclePlan
 from forze.application.integrations.document import L1Stats, tiny_lfu_l1_store
+from forze.application.integrations.document.codec import DocumentCodec
 from forze.application.integrations.document.query import DocumentQuery
 from forze.domain.models import BaseDTO, CreateDocumentCmd, Document, ReadDocument
-from forze.errors import BackendError, ConfigurationError, NotFoundError, TenantRequired
+from forze.errors import (
+    BackendError,
+    BackendTimeout,
+    ConfigurationError,
+    NotFoundError,
+    TenantRequired,
+)
 from forze.testing.servers import RespServer, ValkeyServer
 from forze_memory import MemoryDepsModule
 from forze_redis import RedisConfig
@@ -83,6 +93,76 @@ async def test_repeat_reads_never_leave_the_process(hot: tuple[Replica, Replica]
     assert len(a.proxy.commands) == sent
     assert l1(a) == L1Stats(size=1, capacity=1024, hits=150, misses=1, evictions=0)
     assert a.ctx.l1_stats() == {"products": l1(a)}
+
+
+@pytest.mark.parametrize("cache", [{}, {"invalidation_push": True}])
+async def test_the_hottest_documents_are_kept(
+    database: asyncpg.Connection[Any],
+    postgres_dsn: str,
+    valkey: ValkeyServer,
+    valkey_dsn: str,
+    cache: dict[str, Any],
+) -> None:
+    """However many ask at the same time, somebody's answer is kept."""
+    async with replica(postgres_dsn, valkey.port, spec=HOT, cache=cache) as one:
+        product = await one.create(price=1)
+        await one.price(product)
+        coordinator = one.query._coordinator
+        assert coordinator is not None
+        assert coordinator.tier is not None
+        coordinator.tier.flush()
+
+        async def reader(wait: float) -> None:
+            await asyncio.sleep(wait)
+            for _ in range(50):
+                await one.price(product)
+
+        hits = l1(one).hits
+        await asyncio.gather(*(reader(0.0003 * number) for number in range(16)))
+        assert l1(one).hits - hits > 400
+
+
+async def test_an_own_write_past_a_flight_under_way(
+    database: asyncpg.Connection[Any], postgres_dsn: str, own_redis_server: RespServer
+) -> None:
+    """P12: what the cache could not be told of is read from the source by flights as well."""
+    port = own_redis_server.port
+    deaf = user(own_redis_server, DOCUMENTED + " -scan")  # no namespace can be cleared
+    async with (
+        replica(postgres_dsn, port, spec=HOT, redis=deaf) as a,
+        replica(postgres_dsn, port, spec=HOT) as b,
+    ):
+        product = await b.create(price=1)
+        fill = b.proxy.hold_request(script(scripts.FILL))
+        filling = asyncio.create_task(b.price(product))
+        await fill.seen()
+        waiting_on_b = asyncio.create_task(a.price(product))
+        await asyncio.sleep(0.02)
+        coordinator = a.query._coordinator
+        assert coordinator is not None
+        await database.execute("UPDATE products SET price = 2, rev = 2")
+        coordinator.outlet.journal.owe_namespace(coordinator.outlet.pointers.namespace())
+        fill.release()
+        assert await filling == 1, "B stored the old value"
+        assert await waiting_on_b == 2
+        assert await a.price(product) == 2
+        assert l1(a).size == 0
+        ask(own_redis_server, "ACL", "SETUSER", "app", "+scan")
+
+
+async def test_many_documents_within_a_deadline(hot: tuple[Replica, Replica]) -> None:
+    """A bound deadline holds for a reader of many that waits for another's load."""
+    a, b = hot
+    product = await b.create(price=1)
+    fill = b.proxy.hold_request(script(scripts.FILL))
+    filling = asyncio.create_task(b.price(product))
+    await fill.seen()
+    began = asyncio.get_running_loop().time()
+    with a.ctx.bind_deadline(timedelta(milliseconds=100)), pytest.raises(BackendTimeout):
+        await a.query.get_many([product.id])
+    assert asyncio.get_running_loop().time() - began < 1
+    fill.release()
+    await filling
 
 
 async def test_the_writer_reads_its_own_write(hot: tuple[Replica, Replica]) -> None:
@@ -213,13 +293,11 @@ async def test_a_write_drops_the_entry_again_as_it_is_answered(
     assert coordinator.tier is not None
     tier = coordinator.tier
     key = tier.key(product.id, coordinator.address(product.id))
-    mark = tier.reserve(key)
     tier.take(key, tier.reserve(key), product, b"")  # kept while the answer was on its way
     assert l1(a).size == 1
     done.release()
     await writing
     assert l1(a).size == 0
-    assert not tier.take(key, mark, product, b"")
 
 
 async def test_a_new_connection_flushes(hot: tuple[Replica, Replica]) -> None:
@@ -323,6 +401,20 @@ async def test_a_failing_source_leaves_nothing(
     await database.execute("ALTER TABLE gone RENAME TO products")
     assert marks(a) == 0
     assert await a.price(product) == 1
+
+
+class Listed(ReadDocument):
+    name: str
+
+    @cached_property
+    def parts(self) -> list[str]:
+        return self.name.split()
+
+
+def test_what_a_model_caches_in_itself_is_not_shared() -> None:
+    """P13: a frozen model with a cached property can be changed in place."""
+    assert not DocumentCodec(Listed, "listed").shareable
+    assert DocumentCodec(ReadDocument, "plain").shareable
 
 
 class Tagged(Document):

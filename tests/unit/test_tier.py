@@ -75,11 +75,21 @@ def test_a_change_takes_entry_and_mark(pushed: bool) -> None:
 
 
 def test_marks_are_not_shared() -> None:
-    """P11: the later question takes the earlier one's place; the earlier answer is not kept."""
+    """P11: of questions under way together the first to ask keeps its answer, and no other."""
     it = Kept()
     first, second = it.tier.reserve(it.key), it.tier.reserve(it.key)
-    assert not it.take(first)
+    assert not it.take(second)
     assert it.tier.get(it.key) is None
+    assert it.take(first)
+    assert it.tier.get(it.key) is it.note
+
+
+def test_a_mark_that_would_be_too_late_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    it = Kept()
+    first = it.tier.reserve(it.key)
+    monkeypatch.setattr(tier, "monotonic", lambda: first + 0.3)
+    second = it.tier.reserve(it.key)
+    assert not it.take(first)
     assert it.take(second)
 
 
@@ -96,8 +106,8 @@ def test_asking_removes_what_stood_there() -> None:
 def test_a_withdrawn_mark_leaves_a_later_one() -> None:
     it = Kept()
     first, second = it.tier.reserve(it.key), it.tier.reserve(it.key)
-    it.tier.withdraw(it.key, first)
-    assert it.take(second)
+    it.tier.withdraw(it.key, second)
+    assert it.take(first)
 
 
 def test_a_flush_takes_everything() -> None:

@@ -30,7 +30,13 @@ from typing import Final, Literal
 from weakref import WeakSet
 
 from forze.application.contracts.cache import CacheInvalidation
-from forze.errors import BackendCorrupt, ConfigurationError, ForzeError
+from forze.errors import (
+    BackendCorrupt,
+    BackendTimeout,
+    BackendUnavailable,
+    ConfigurationError,
+    ForzeError,
+)
 from forze_redis.keys import POINTER
 from forze_redis.wire.connection import Connection, Reply
 from forze_redis.wire.scripts import pack
@@ -125,15 +131,14 @@ class Tracking:
                 tier.drop((key,), pushed=True)
 
     def _of(self, key: str) -> Iterable[CacheInvalidation]:
-        end = key.find(POINTER)
-        tiers = self._told.get(key[: end + len(POINTER)]) if end >= 0 else None
-        return tiers if tiers is not None else self._told.get(None, ())
+        prefix = key[: key.find(POINTER) + len(POINTER)]
+        return (*self._told.get(prefix, ()), *self._told.get(None, ()))
 
     # -- the stream ------------------------------------------------------------
 
     async def begin(self, connection: Connection, timeout: float, heartbeat: float) -> None:
         """Follow every prefix on a connection nobody uses yet; raises if it is lost meanwhile."""
-        self._heartbeat = min(heartbeat, LONGEST_HEARTBEAT_SECONDS)
+        self._heartbeat = max(TICK_SECONDS, min(heartbeat, LONGEST_HEARTBEAT_SECONDS))
         self._refused = False
         self._connection = connection
         self._asked_at = self._alive = monotonic()
@@ -144,7 +149,8 @@ class Tracking:
             except (ConfigurationError, BackendCorrupt) as error:
                 self._refuse(error)
             else:
-                self._live.update(prefixes)
+                if connection is self._connection:  # not lost in the very turn of its answer
+                    self._live.update(prefixes)
         self._grant(monotonic())
         self._arm()
 
@@ -234,8 +240,10 @@ class Tracking:
 
     def _beat(self, connection: Connection, asked_at: float, reply: asyncio.Future[Reply]) -> None:
         """Whatever was pushed before an answered heartbeat was sent has been heard by now."""
-        if not reply.cancelled() and reply.exception() is None and connection is self._connection:
-            self._alive = asked_at
+        if reply.cancelled() or connection is not self._connection:
+            return
+        if not isinstance(reply.exception(), BackendUnavailable | BackendTimeout):
+            self._alive = asked_at  # a refusal (ACL) is an answer too
 
     def _grant(self, now: float) -> None:
         until = min(now + TRUST_SECONDS, self._alive + self.bound_seconds)

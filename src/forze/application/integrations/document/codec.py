@@ -17,6 +17,7 @@ from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
+from functools import cached_property
 from types import UnionType
 from typing import Any, Generic, Literal, Union, get_args, get_origin
 from uuid import UUID
@@ -118,6 +119,12 @@ def _immutable(annotation: Any, seen: set[Any]) -> bool:
         if (
             not annotation.model_config.get("frozen")
             or annotation.model_config.get("extra") == "allow"
+        ):
+            return False
+        if any(
+            isinstance(each, cached_property)
+            for owner in annotation.__mro__
+            for each in vars(owner).values()
         ):
             return False
         seen.add(annotation)

@@ -22,8 +22,6 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Generic, cast
 from uuid import UUID
 
-import pydantic
-
 from forze.application.contracts.cache import Aging, CacheSpec, Miss, PointerCache
 from forze.application.contracts.deps import Resolver
 from forze.application.contracts.document import DocumentStore, R
@@ -78,7 +76,9 @@ class Coordinator(Generic[R]):
         self._journal = Journal(pointers, resolver, tier=tier)
         self.tier = tier
         """The entries kept in this process, None without."""
-        self.filler = Filler(name, spec, store, pointers, codec, tier, counters, dice)
+        self.filler = Filler(
+            name, spec, store, pointers, codec, tier, self._journal, counters, dice
+        )
         self._refresh = EarlyRefresh(
             name, spec, pointers, self.filler, tier, resolver, counters, dice
         )
@@ -168,15 +168,16 @@ class Coordinator(Generic[R]):
             return self._missed(pk, address, mark, found)
         document = self._opened(pk, address, mark, found)
         if document is None:
-            await self._discard(address)
+            await self._discard((address,))
         elif found.__class__ is Aging:
             return await self._refresh.considered(pk, address, document, found)
         return document
 
     async def _probe_all(
-        self, wanted: Mapping[str, UUID], token: str, aging: dict[str, Aging]
+        self, wanted: Mapping[str, UUID], token: str, aging: dict[str, Aging], unfit: list[str]
     ) -> dict[str, R | Miss | None]:
-        """:meth:`_probe` for many, in one round trip; those to be refreshed go to ``aging``."""
+        """:meth:`_probe` for many, in one round trip; left to the caller are hits that may be
+        refreshed (``aging``), and to discard those that do not fit the model (``unfit``)."""
         marks = [self._reserve(pk, address) for address, pk in wanted.items()]
         try:
             answers = await self._pointers.read_many(list(wanted), token)
@@ -192,7 +193,7 @@ class Coordinator(Generic[R]):
                 continue
             document = found[address] = self._opened(pk, address, mark, answer)
             if document is None:
-                await self._discard(address)
+                unfit.append(address)
             elif isinstance(answer, Aging):
                 aging[address] = answer
         return found
@@ -208,7 +209,7 @@ class Coordinator(Generic[R]):
             body, _ = unseal(body)
         try:
             document = self._decode(body)
-        except pydantic.ValidationError:
+        except Exception:  # a model's own validators may raise anything
             return None
         self._counters.hits += 1
         if self.tier is not None:
@@ -231,11 +232,11 @@ class Coordinator(Generic[R]):
             for address, pk in asked.items():
                 self.tier.forget(self.tier.key(pk, address))
 
-    async def _discard(self, address: str) -> None:
-        """Drop a body that does not fit the model; the read goes on without the cache."""
-        self._counters.undecodable += 1
+    async def _discard(self, addresses: Sequence[str]) -> None:
+        """Drop bodies that do not fit the model; the read goes on without the cache."""
+        self._counters.undecodable += len(addresses)
         try:
-            await self._pointers.done((address,), token_hex(8))
+            await self._pointers.done(addresses, token_hex(8))
         except ForzeError:
             self._counters.read_failures += 1
 
@@ -248,11 +249,22 @@ class Coordinator(Generic[R]):
             async with asyncio.timeout(deadline - time.monotonic()):
                 return await seat
         except TimeoutError:
-            raise BackendTimeout(
-                f"{self._name}: the deadline bound to this task passed while the document was "
-                "being loaded; bind a longer one, or look at the source's speed",
-                backend="source",
-            ) from None
+            raise self._too_late() from None
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep, at most until the caller's own deadline."""
+        deadline = current_deadline()
+        left = seconds if deadline is None else deadline - time.monotonic()
+        await asyncio.sleep(min(seconds, left))
+        if left < seconds:
+            raise self._too_late()
+
+    def _too_late(self) -> BackendTimeout:
+        return BackendTimeout(
+            f"{self._name}: the deadline bound to this task passed while the document was "
+            "being loaded; bind a longer one, or look at the source's speed",
+            backend="source",
+        )
 
     # -- flights -------------------------------------------------------------
 
@@ -316,6 +328,9 @@ class Coordinator(Generic[R]):
                 flight.outcome = "bypassed"
                 flight.cover()
                 return await self.from_source(pk)
+            if self._journal.active and self._journal.bypasses(address):
+                found = None  # written here meanwhile, and the cache was not told
+                continue
             flight.cover()
             large = found is Miss.LARGE
             if not large:
@@ -357,15 +372,15 @@ class Coordinator(Generic[R]):
             return await self._fetch(ids)
         wanted = {self._pointers.address(str(each)): each for each in ids}
         documents = self._kept(wanted)
-        if self._journal.active:
-            owed = [each for each in wanted if self._journal.bypasses(each)]
-            documents |= await self._fetch([wanted.pop(each) for each in owed])
         patience, pause = LEASE_MS / 1000, FIRST_LOOK_SECONDS
         while wanted:
+            if self._journal.active:
+                owed = [each for each in wanted if self._journal.bypasses(each)]
+                documents |= await self._fetch([wanted.pop(each) for each in owed])
             documents |= await self._probe_many(wanted, last=patience <= 0)
             if wanted:
                 wait = pause * (0.5 + self._dice())
-                await asyncio.sleep(wait)
+                await self._sleep(wait)
                 patience -= wait
                 pause = min(2 * pause, LONGEST_LOOK_SECONDS)
         return documents
@@ -391,11 +406,14 @@ class Coordinator(Generic[R]):
         another reader is loading, unless this is the ``last`` round."""
         token = self._pointers.token()
         aging: dict[str, Aging] = {}
-        found = await self._probe_all(wanted, token, aging)
+        unfit: list[str] = []
+        found = await self._probe_all(wanted, token, aging, unfit)
         ids = {address: wanted[address] for address in aging}
         documents: dict[UUID, R] = {}
         leased = [address for address, each in found.items() if each is Miss.LEASED]
         with self.filler.leased(leased, token) as lease:
+            if unfit:
+                await self._discard(unfit)
             plain: list[str] = []
             for address, each in found.items():
                 if each is not None and not isinstance(each, Miss):

@@ -19,6 +19,7 @@ from forze.application.contracts.document import DocumentStore, R
 from forze.application.integrations.document.codec import DocumentCodec, seal
 from forze.application.integrations.document.freshness import lifetime, window
 from forze.application.integrations.document.l1.tier import Key, Tier
+from forze.application.integrations.document.outage import Journal
 from forze.application.integrations.document.protocol import RENEW_MS
 from forze.application.integrations.document.stats import CacheCounters
 from forze.domain.models import utcnow
@@ -38,6 +39,7 @@ class Filler(Generic[R]):
         pointers: PointerCache,
         codec: DocumentCodec[R],
         tier: Tier[R] | None,
+        journal: Journal,
         counters: CacheCounters,
         dice: Callable[[], float] = random.random,
     ) -> None:
@@ -47,6 +49,7 @@ class Filler(Generic[R]):
         self._pointers = pointers
         self._codec = codec
         self._tier = tier
+        self._journal = journal
         self._counters = counters
         self._dice = dice
         self.on_load: Callable[[float], None] | None = None
@@ -76,11 +79,15 @@ class Filler(Generic[R]):
         return HeldLease(self._pointers, addresses, token)
 
     async def fill(self, lease: HeldLease, documents: Mapping[str, R], load: float) -> bool:
-        """Store what was loaded in ``load`` seconds under a lease; whether all of it was."""
+        """Store what was loaded in ``load`` seconds under a lease; whether all of it was.
+
+        What this process wrote meanwhile, and could not tell the cache of, is left out.
+        """
         fills = [
             fill
             for address, document in documents.items()
-            if (fill := self._filling(address, lease.token, document, load)) is not None
+            if not (self._journal.active and self._journal.bypasses(address))
+            and (fill := self._filling(address, lease.token, document, load)) is not None
         ]
         if not fills:
             return False

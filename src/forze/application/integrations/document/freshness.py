@@ -28,7 +28,9 @@ def lifetime(spec: CacheSpec, last_update_at: datetime, now: datetime, dice: flo
     life = spec.ttl if spec.ttl_pointer is None else min(spec.ttl, spec.ttl_pointer)
     if spec.age_ttl is not None:
         rule = spec.age_ttl
-        life = min(max((now - last_update_at) * rule.alpha, rule.min_ttl), rule.max_ttl)
+        age = (now - last_update_at).total_seconds() * rule.alpha
+        life = rule.max_ttl if age > rule.max_ttl.total_seconds() else timedelta(seconds=age)
+        life = max(life, rule.min_ttl)
     return life * (1 - JITTER * dice)
 
 

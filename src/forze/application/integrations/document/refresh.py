@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("forze")
 
 AT_ONCE = 16
-"""Background refreshes of one document kind under way in a process; above it nobody volunteers."""
+"""Refreshes of one document kind under way in a process; above it nobody volunteers."""
 
 
 class EarlyRefresh(Generic[R]):
@@ -68,7 +68,7 @@ class EarlyRefresh(Generic[R]):
         Costs nothing unless the dice say so; then one round trip, for the elected reader also
         the load and one more. Raises ``NotFoundError`` if the source has it no longer.
         """
-        if address in self._running or not self._volunteers(found):
+        if self._busy(address) or not self._volunteers(found):
             return document
         caller = None if self.spans is None else self.spans.caller()
         work = self._refresh(pk, address, document, current_tenant(), caller)
@@ -84,11 +84,16 @@ class EarlyRefresh(Generic[R]):
             return document
         return refreshing.result()
 
+    def _busy(self, address: str) -> bool:
+        running = self._running.get(address)
+        if running is not None and running.get_loop() is not asyncio.get_running_loop():
+            self._running.clear()  # their loop may never run again
+            running = None
+        return running is not None or len(self._running) >= AT_ONCE
+
     def _volunteers(self, found: Aging) -> bool:
         _, load_ms = unseal(found.body)
         if self._beta is None or load_ms is None:
-            return False
-        if self._background and len(self._running) >= AT_ONCE:
             return False
         load, remaining = load_ms / 1000, found.remaining_ms / 1000
         return refreshes_early(load, remaining, self._beta, 1 - self._dice())
@@ -105,16 +110,16 @@ class EarlyRefresh(Generic[R]):
                 replacing = self._replace(pk, address, right)
                 if self.spans is not None:
                     replacing = self.spans.refresh(caller, replacing)
-                loaded, _ = await replacing
+                loaded, stored = await replacing
             except NotFoundError:
                 with suppress(ForzeError):
                     await self._pointers.done((address,), token)
                 raise
-            except ForzeError as error:
+            except Exception as error:
                 self._counters.refresh_failures += 1
                 _log.warning("%s: refreshing %s early failed: %s", self._name, pk, error)
                 return document
-        self._counters.refreshes += 1
+        self._counters.refreshes += stored
         return loaded
 
     async def _replace(self, pk: UUID, address: str, right: HeldLease) -> tuple[R, bool]:
