@@ -11,14 +11,17 @@ The exit status is 1 if any row is not as expected; a state cap that is reached 
 
 from __future__ import annotations
 
+import multiprocessing
 import resource
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 
 from tests.model.mutations import MUTATIONS, Mutation
 from tests.model.search import Outcome, Search
 from tests.model.variants import VARIANTS, Variant
 
+TABLES: dict[str, Sequence[Variant | Mutation]] = {"variants": VARIANTS, "mutations": MUTATIONS}
 HEADER = f"{'states':>9}{'seconds':>9}{'admitted':>9}  result"
 
 
@@ -41,25 +44,30 @@ def main(arguments: Sequence[str]) -> int:
     verbose = "-v" in arguments
     parts = [each for each in arguments if each not in ("-v", "--full")]
     failed = False
-    tables: tuple[tuple[str, Sequence[Variant | Mutation]], ...] = (
-        ("variants", VARIANTS),
-        ("mutations", MUTATIONS),
-    )
-    for title, cases in tables:
-        print(f"{title:66}{HEADER}")
-        for case in cases:
-            if parts and not any(part in case.name for part in parts):
-                continue
-            if isinstance(case, Variant) and case.full and "--full" not in arguments:
-                continue
-            outcome = Search(case.setting).run()
-            failed |= not as_expected(case, outcome)
-            print(row(case, outcome), flush=True)
-            if verbose:
-                print("".join(f"      {step}\n" for step in outcome.trace), end="")
-        print()
-    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MB")
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("fork")) as pool:
+        for title, cases in TABLES.items():
+            print(f"{title:66}{HEADER}")
+            chosen = [
+                place
+                for place, case in enumerate(cases)
+                if (not parts or any(part in case.name for part in parts))
+                and not (isinstance(case, Variant) and case.full and "--full" not in arguments)
+            ]
+            outcomes = pool.map(explored, [title] * len(chosen), chosen)
+            for place, outcome in zip(chosen, outcomes, strict=True):
+                failed |= not as_expected(cases[place], outcome)
+                print(row(cases[place], outcome), flush=True)
+                if verbose:
+                    print("".join(f"      {step}\n" for step in outcome.trace), end="")
+            print()
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
+    print(f"peak memory of a process {peak} MB")
     return int(failed)
+
+
+def explored(title: str, place: int) -> Outcome:
+    """What a search of one case finds, in a process of the pool."""
+    return Search(TABLES[title][place].setting).run()
 
 
 if __name__ == "__main__":

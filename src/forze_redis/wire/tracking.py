@@ -240,9 +240,10 @@ class Tracking:
 
     def _beat(self, connection: Connection, asked_at: float, reply: asyncio.Future[Reply]) -> None:
         """Whatever was pushed before an answered heartbeat was sent has been heard by now."""
-        if reply.cancelled() or connection is not self._connection:
+        if reply.cancelled():
             return
-        if not isinstance(reply.exception(), BackendUnavailable | BackendTimeout):
+        unanswered = isinstance(reply.exception(), BackendUnavailable | BackendTimeout)
+        if not unanswered and connection is self._connection:
             self._alive = asked_at  # a refusal (ACL) is an answer too
 
     def _grant(self, now: float) -> None:
