@@ -188,6 +188,24 @@ async def test_a_debt_is_settled_once_the_cache_hears() -> None:
     assert not it.journal.active
 
 
+async def test_an_intent_that_arrived_unanswered_goes_with_its_debt() -> None:
+    """P4: else readers would pass the cache by until it lapses."""
+    it = Settling()
+    one, two, three = it.addresses[:3]
+    arrived = it.cache._pointers
+    for write_id, addresses in (("w1", (one, two)), ("w2", (two,))):
+        await arrived.intend(addresses, write_id)
+        it.journal.owe(addresses, write_id)
+    it.journal.owe((three,))
+    await arrived.done((two,), "w2")
+    it.journal.settled((two,), it.journal.now(), "w2")
+    assert it.journal.bypasses(two), "w1 owes it as well"
+    await it.hear()
+    assert not it.journal.active
+    for address in (one, two, three):
+        assert await it.cache.read(address, "t") is Miss.LEASED
+
+
 async def test_too_many_debts_clear_the_namespace() -> None:
     """P4: a full journal bypasses everything until the whole namespace has been dropped."""
     it = Settling(capacity=5)
@@ -218,9 +236,9 @@ async def test_a_debt_made_while_an_older_one_is_settled_stands() -> None:
     assert it.journal.bypasses(key)
     mark = it.journal.now()
     it.journal.owe([key])
-    it.journal.settled([key], mark)
+    it.journal.settled([key], mark, "w")
     assert it.journal.bypasses(key)
-    it.journal.settled([key], it.journal.now())
+    it.journal.settled([key], it.journal.now(), "w")
     assert not it.journal.active
 
 

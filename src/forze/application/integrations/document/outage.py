@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from itertools import islice
 from secrets import token_hex
 
 from forze.application.contracts.cache import CacheInvalidation, PointerCache
@@ -38,6 +39,7 @@ class Journal:
         self._resolver = resolver
         self._capacity = capacity
         self._owed: dict[str, int] = {}
+        self._writes: dict[str, set[str]] = {}
         self._namespaces: dict[str, int] = {}
         self._clock = 0
         self._settling: asyncio.Task[None] | None = None
@@ -59,16 +61,21 @@ class Journal:
             bool(self._namespaces) and self._pointers.namespace(address) in self._namespaces
         )
 
-    def owe(self, addresses: Sequence[str]) -> None:
-        """Remember that the cache was not told that these changed."""
+    def owe(self, addresses: Sequence[str], write_id: str | None = None) -> None:
+        """Remember that the cache was not told that these changed, by a write whose intent may
+        have arrived all the same."""
         stamp = self._next()
         if self._tier is not None:
             self._tier.drop(addresses)
         self._owed.update(dict.fromkeys(addresses, stamp))
+        if write_id is not None:
+            for address in addresses:
+                self._writes.setdefault(address, set()).add(write_id)
         if len(self._owed) > self._capacity:
             for namespace in set(map(self._pointers.namespace, self._owed)):
                 self._namespaces[namespace] = stamp
             self._owed.clear()
+            self._writes.clear()
         self._changed()
 
     def owe_namespace(self, namespace: str) -> None:
@@ -82,11 +89,19 @@ class Journal:
         """A mark for :meth:`settled`: what is owed after it is not settled by it."""
         return self._clock
 
-    def settled(self, addresses: Sequence[str], mark: int) -> None:
-        """The cache was told of these, by something that was sent at ``mark``."""
+    def settled(self, addresses: Sequence[str], mark: int, write_id: str) -> None:
+        """The cache was told of these by ``write_id``, by something that was sent at ``mark``.
+
+        What another write owes as well stays: its intent may still stand.
+        """
         for address in addresses:
-            if self._owed.get(address, mark + 1) <= mark:
+            if self._owed.get(address, mark + 1) > mark:
+                continue
+            writes = self._writes.get(address, set())
+            writes.discard(write_id)
+            if not writes:
                 del self._owed[address]
+                self._writes.pop(address, None)
         self._changed()
 
     def _next(self) -> int:
@@ -115,11 +130,22 @@ class Journal:
                     if self._namespaces[namespace] <= mark:
                         del self._namespaces[namespace]
                 else:
-                    batch = list(self._owed)[:BATCH]
-                    await self._pointers.done(batch, token_hex(8))
-                    self.settled(batch, mark)
+                    due = self._due()
+                    await asyncio.gather(
+                        *(self._pointers.done(batch, write_id) for write_id, batch in due.items())
+                    )
+                    for write_id, batch in due.items():
+                        self.settled(batch, mark, write_id)
             except ForzeError:
                 if not self._pointers.available():
                     return  # told again on recovery
                 await asyncio.sleep(RETRY_SECONDS)
             self._changed()
+
+    def _due(self) -> dict[str, list[str]]:
+        """What to tell next, by the write that owes it: with its id its intent goes as well."""
+        nobody, due = token_hex(8), dict[str, list[str]]()
+        for address in islice(self._owed, BATCH):
+            write_id = next(iter(self._writes.get(address, ())), nobody)
+            due.setdefault(write_id, []).append(address)
+        return due

@@ -216,7 +216,7 @@ class Invalidation:
             outlet.counters.intent_failures += 1
             told.failed = True
             if outlet.pointers.on_outage == "proceed":
-                outlet.journal.owe(told.addresses)
+                outlet.journal.owe(told.addresses, self._id)
         else:
             outlet.counters.intents += sent.keys
             told.intended_at = min(told.intended_at or sent.at, sent.at)
@@ -233,7 +233,7 @@ class Invalidation:
                 outlet.counters.lapsed_intents += not told.commits(self._clock())
                 if not outlet.pointers.available():
                     told.failed = True
-                    outlet.journal.owe(told.addresses)
+                    outlet.journal.owe(told.addresses, self._id)
             else:
                 told.intended_at = sent
 
@@ -305,10 +305,10 @@ class Invalidation:
                 await _each(outlet.pointers.done, addresses, self._id)
             except ForzeError:
                 continue
-            outlet.journal.settled(addresses, mark)
+            outlet.journal.settled(addresses, mark, self._id)
             return True
         if committed:
-            outlet.journal.owe(addresses)
+            outlet.journal.owe(addresses, self._id)
         return not committed
 
     def _disarm(self) -> None:
