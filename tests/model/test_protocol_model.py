@@ -5,18 +5,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields, replace
 from functools import cache
+from multiprocessing import get_context
 from typing import Any
 
 import pytest
 from tests.model import l1
 from tests.model.agents import lapsed
-from tests.model.checker import as_expected, row
+from tests.model.checker import TABLES, as_expected, explored, row
 from tests.model.l1 import Shipped
 from tests.model.mutations import MUTATIONS, Mutation
-from tests.model.search import Search, State
+from tests.model.search import Outcome, Search, State
 from tests.model.state import LIVE, NOW, Setting, Transitions, tag
 from tests.model.variants import VARIANTS, Variant
 
@@ -37,22 +39,47 @@ EVERYTHING = Setting(
 )
 
 
+Case = Variant | Mutation
+
+
+@pytest.fixture(scope="session")
+def found(request: pytest.FixtureRequest) -> Iterator[Callable[[Case], Outcome]]:
+    """What a search finds: of every case that was selected, explored on every core."""
+    selected = [
+        each.callspec.params["case"]
+        for each in request.session.items
+        if isinstance(each, pytest.Function) and "found" in each.fixturenames
+    ]
+    with ProcessPoolExecutor(mp_context=get_context("fork")) as pool:
+        outcomes = {
+            id(case): pool.submit(explored, title, place)
+            for title, cases in TABLES.items()
+            for place, case in enumerate(cases)
+            if any(case is each for each in selected)
+        }
+        yield lambda case: outcomes[id(case)].result()
+
+
 @pytest.mark.parametrize(
-    "variant", [each for each in VARIANTS if not each.full], ids=lambda each: each.name
+    "case", [each for each in VARIANTS if not each.full], ids=lambda each: each.name
 )
-def test_the_protocol_holds(variant: Variant, capsys: pytest.CaptureFixture[str]) -> None:
-    outcome = Search(variant.setting).run()
+def test_the_protocol_holds(
+    case: Variant, found: Callable[[Case], Outcome], capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome = found(case)
     with capsys.disabled():
-        print(f"\n{row(variant, outcome)}", end=" ")
-    assert as_expected(variant, outcome), (outcome.wrong, outcome.trace)
+        print(f"\n{row(case, outcome)}", end=" ")
+    assert as_expected(case, outcome), (outcome.wrong, outcome.trace)
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda each: each.name)
-def test_a_wrong_protocol_is_caught(mutation: Mutation, capsys: pytest.CaptureFixture[str]) -> None:
-    outcome = Search(mutation.setting).run()
+@pytest.mark.parametrize("case", MUTATIONS, ids=lambda each: each.name)
+def test_a_wrong_protocol_is_caught(
+    case: Mutation, found: Callable[[Case], Outcome], capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome = found(case)
     with capsys.disabled():
-        print(f"\n{row(mutation, outcome)}", end=" ")
-    assert as_expected(mutation, outcome), (outcome.wrong, outcome.trace)
+        print(f"\n{row(case, outcome)}", end=" ")
+    assert as_expected(case, outcome), (outcome.wrong, outcome.trace)
 
 
 def test_what_catches_mutations_holds_without_them() -> None:
