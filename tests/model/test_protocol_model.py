@@ -43,12 +43,12 @@ Case = Variant | Mutation
 
 
 @pytest.fixture(scope="session")
-def found(request: pytest.FixtureRequest) -> Iterator[Callable[[Case], Outcome]]:
+def outcome_of(request: pytest.FixtureRequest) -> Iterator[Callable[[Case], Outcome]]:
     """What a search finds: of every case that was selected, explored on every core."""
     selected = [
         each.callspec.params["case"]
         for each in request.session.items
-        if isinstance(each, pytest.Function) and "found" in each.fixturenames
+        if isinstance(each, pytest.Function) and "outcome_of" in each.fixturenames
     ]
     with ProcessPoolExecutor(mp_context=get_context("fork")) as pool:
         outcomes = {
@@ -64,9 +64,9 @@ def found(request: pytest.FixtureRequest) -> Iterator[Callable[[Case], Outcome]]
     "case", [each for each in VARIANTS if not each.full], ids=lambda each: each.name
 )
 def test_the_protocol_holds(
-    case: Variant, found: Callable[[Case], Outcome], capsys: pytest.CaptureFixture[str]
+    case: Variant, outcome_of: Callable[[Case], Outcome], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    outcome = found(case)
+    outcome = outcome_of(case)
     with capsys.disabled():
         print(f"\n{row(case, outcome)}", end=" ")
     assert as_expected(case, outcome), (outcome.wrong, outcome.trace)
@@ -74,9 +74,9 @@ def test_the_protocol_holds(
 
 @pytest.mark.parametrize("case", MUTATIONS, ids=lambda each: each.name)
 def test_a_wrong_protocol_is_caught(
-    case: Mutation, found: Callable[[Case], Outcome], capsys: pytest.CaptureFixture[str]
+    case: Mutation, outcome_of: Callable[[Case], Outcome], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    outcome = found(case)
+    outcome = outcome_of(case)
     with capsys.disabled():
         print(f"\n{row(case, outcome)}", end=" ")
     assert as_expected(case, outcome), (outcome.wrong, outcome.trace)
