@@ -7,6 +7,7 @@ after B's write can only be right because A was told, or knew that it might not 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -128,6 +129,9 @@ async def test_expiry_eviction_and_deletion_drop_the_entry(
         await kept(a, product)
         ask(redis_server, change[0], POINTER + str(product.id), *change[1:])
         await until(lambda: l1(a).size == 0)
+        hits = l1(a).hits
+        assert await a.price(product) == 1
+        assert l1(a).hits == hits
 
 
 async def test_a_raw_command_of_ones_own_drops_the_entry(hot: Pair) -> None:
@@ -137,6 +141,9 @@ async def test_a_raw_command_of_ones_own_drops_the_entry(hot: Pair) -> None:
     await kept(a, product)
     await a.redis.call("DEL", POINTER + str(product.id))
     await until(lambda: l1(a).size == 0)
+    hits = l1(a).hits
+    assert await a.price(product) == 1
+    assert l1(a).hits == hits
 
 
 async def test_flushall_drops_everything(own_hot: Pair) -> None:
@@ -180,6 +187,8 @@ async def test_a_cut_connection_flushes_before_anything_is_served(hot: Pair) -> 
 async def test_a_silent_link_is_given_up(hot: Pair) -> None:
     """P11: a link that says nothing for three heartbeats serves nothing."""
     a, b = hot
+    unheard: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
     product = await b.create(price=1)
     assert await kept(a, product) == 1
     a.proxy.black_hole()
@@ -190,6 +199,8 @@ async def test_a_silent_link_is_given_up(hot: Pair) -> None:
     assert await a.price(product) == 2
     await a.proxy.accept()
     assert await kept(a, product) == 2
+    gc.collect()
+    assert unheard == [], "heartbeats that were lost with their connection are nobody's errors"
 
 
 async def test_a_server_that_hangs(own_hot: Pair, own_redis_server: RespServer) -> None:

@@ -350,12 +350,10 @@ class Coordinator(Generic[R]):
         self._counters.misses += 1
         flight.cover()
         with self.filler.leased((address,), token) as lease:
-            began = time.monotonic()
             document = await self.filler.load(pk)
-            took = time.monotonic() - began
             boarded = flight.aboard
             flight.outcome = "refused"
-            if await self.filler.fill(lease, {address: document}, took):
+            if await self.filler.fill(lease, {address: document}):
                 flight.outcome = "filled"
                 flight.cover(boarded)
             return document
@@ -424,11 +422,10 @@ class Coordinator(Generic[R]):
             if loading:
                 self._counters.misses += len(leased)
                 self._counters.bypasses += len(plain)
-                began = time.monotonic()
                 loaded = await self.filler.load_many(list(loading.values()))
                 documents |= loaded
                 filling = {a: loaded[loading[a]] for a in leased if loading[a] in loaded}
-                await self.filler.fill(lease, filling, time.monotonic() - began)
+                await self.filler.fill(lease, filling)
         await asyncio.gather(
             *(self._refreshed(documents, ids[each], each, aging[each]) for each in aging)
         )

@@ -78,11 +78,12 @@ class Filler(Generic[R]):
         """Hold leases (or a right to refresh) for the length of a ``with`` block."""
         return HeldLease(self._pointers, addresses, token)
 
-    async def fill(self, lease: HeldLease, documents: Mapping[str, R], load: float) -> bool:
-        """Store what was loaded in ``load`` seconds under a lease; whether all of it was.
+    async def fill(self, lease: HeldLease, documents: Mapping[str, R]) -> bool:
+        """Store what was loaded under a lease; whether all of it was.
 
         What this process wrote meanwhile, and could not tell the cache of, is left out.
         """
+        load = time.monotonic() - lease.since
         fills = [
             fill
             for address, document in documents.items()
@@ -152,12 +153,13 @@ class _Kept(Generic[R]):
 class HeldLease:
     """Leases while their documents are loaded: renewed every second, given back at the end."""
 
-    __slots__ = ("_addresses", "_pointers", "_timer", "token")
+    __slots__ = ("_addresses", "_pointers", "_timer", "since", "token")
 
     def __init__(self, pointers: PointerCache, addresses: Sequence[str], token: str) -> None:
         self._pointers = pointers
         self._addresses = set(addresses)
         self._timer: asyncio.TimerHandle | None = None
+        self.since = time.monotonic()
         self.token = token
 
     def __enter__(self) -> HeldLease:

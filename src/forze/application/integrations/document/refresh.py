@@ -124,9 +124,8 @@ class EarlyRefresh(Generic[R]):
 
     async def _replace(self, pk: UUID, address: str, right: HeldLease) -> tuple[R, bool]:
         """What was loaded, and whether it was stored."""
-        began = time.monotonic()
         loaded = await self._filler.load(pk)
-        return loaded, await self._filler.fill(right, {address: loaded}, time.monotonic() - began)
+        return loaded, await self._filler.fill(right, {address: loaded})
 
     async def _elected(self, pk: UUID, address: str, token: str) -> bool:
         """Ask for the right to refresh; to the tier a change of the pointer like any other."""

@@ -58,7 +58,6 @@ class Tier(Generic[R]):
         "_marks",
         "bound_seconds",
         "decode",
-        "dropped",
         "find",
         "flushes",
         "prefixes",
@@ -79,7 +78,6 @@ class Tier(Generic[R]):
         self._late_seconds = min(LATE_SECONDS, LATE_SHARE * ttl.total_seconds())
         self.prefixes: dict[str | None, str] | None = {} if tenant_aware else None
         self.trusted_until = self.bound_seconds = inf
-        self.dropped = 0
         self.pushed = 0
         self.flushes = 0
 
@@ -145,13 +143,9 @@ class Tier(Generic[R]):
         """Drop the entries at these addresses, and the marks of whoever is asking for them."""
         for address in addresses:
             key = self._key_at(address)
-            if key is None:
-                continue
-            if pushed:
-                self.pushed += 1
-            else:
-                self.dropped += 1
-            self.forget(key)
+            if key is not None:
+                self.pushed += pushed
+                self.forget(key)
 
     def flush(self) -> None:
         """Drop everything."""
