@@ -8,7 +8,12 @@
     ├── NotFoundError               no such document
     ├── ConflictError               the state forbids it (duplicate id, constraint)
     │   ├── RevisionMismatch        a stale ``rev``; carries the current one
-    │   └── TransactionDoomed       an inner block failed, the outer one cannot commit
+    │   ├── TransactionDoomed       an inner block failed, the outer one cannot commit
+    │   ├── FencedOut               a later holder has written already
+    │   ├── LockNotAcquired         somebody else holds it, and the wait is over
+    │   └── IdempotencyInProgress   the same operation is being run; ``retry_after``
+    ├── LockLost                    the lease could not be trusted any longer
+    ├── IdempotencyMismatch         the key was used with another payload
     ├── TenantRequired              a tenant-aware resource used with no tenant bound
     ├── Throttled                   try again after ``retry_after``
     └── BackendError                a server behind us
@@ -122,6 +127,74 @@ class TransactionDoomed(ConflictError):
             resource=route,
         )
         self.route = route
+
+
+class FencedOut(ConflictError):
+    """A write carried an older fencing token than the resource has seen; nothing was changed."""
+
+    def __init__(self, *, resource: str, id: object, token: int) -> None:
+        super().__init__(
+            f"{resource} {id}: fencing token {token} is older than the last one seen there, "
+            "a later holder of the lock has written; take the lock again and start over",
+            resource=resource,
+        )
+        self.id = str(id)
+        self.token = token
+
+
+class LockNotAcquired(ConflictError):
+    """Somebody else holds ``key``; ``retry_after`` is the most that lease lasts unless extended."""
+
+    retryable = True
+
+    def __init__(
+        self, message: str, *, resource: str, key: str, retry_after: timedelta | None = None
+    ) -> None:
+        super().__init__(message, resource=resource)
+        self.key = key
+        self.retry_after = retry_after
+
+
+class IdempotencyInProgress(ConflictError):
+    """Another request runs this operation under this key; ask again after ``retry_after``."""
+
+    retryable = True
+
+    def __init__(self, *, operation: str, key: str, retry_after: timedelta) -> None:
+        super().__init__(
+            f"operation {operation!r} with idempotency key {key!r} is being run by another "
+            f"request; ask again in {retry_after.total_seconds():.1f} s for its result",
+            resource=operation,
+        )
+        self.operation = operation
+        self.key = key
+        self.retry_after = retry_after
+
+
+class IdempotencyMismatch(ForzeError):
+    """The idempotency key was used before, with another payload."""
+
+    def __init__(self, *, operation: str, key: str) -> None:
+        super().__init__(
+            f"operation {operation!r}: the idempotency key {key!r} was used before with another "
+            "payload; a new request needs a new key"
+        )
+        self.operation = operation
+        self.key = key
+
+
+class LockLost(ForzeError):
+    """The lease of ``key`` could not be trusted any longer; the protected block was cancelled.
+
+    What the block did before is done. Whether somebody else holds the lock is unknown.
+    """
+
+    retryable = True
+
+    def __init__(self, message: str, *, resource: str, key: str) -> None:
+        super().__init__(message)
+        self.resource = resource
+        self.key = key
 
 
 class TenantRequired(ForzeError):

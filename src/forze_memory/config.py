@@ -38,6 +38,21 @@ class MemoryCacheConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryResourceConfig:
+    """Counters, idempotency records, locks or snapshots. ``namespace`` None: the spec's name."""
+
+    namespace: str | None = None
+    tenant_aware: bool = False
+
+    def __post_init__(self) -> None:
+        if self.namespace == "":
+            raise ConfigurationError(
+                "MemoryResourceConfig: namespace is empty; leave it out for the spec's name",
+                name="namespace",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryDocumentConfig:
     """One document kind. ``relation`` None: the name of the spec; specs may share one.
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
-from forze.application.contracts.cache import CacheDepKey, CacheFactory, CachePort, CacheSpec
-from forze.application.contracts.deps import DepKey, Resolver
+from forze.application.contracts.cache import CacheDepKey, CachePort, CacheSpec
+from forze.application.contracts.deps import DepKey, Factory, Resolver
 from forze.application.contracts.document import (
     DocumentSpec,
     DocumentStore,
     DocumentStoreDepKey,
-    DocumentStoreFactory,
 )
 from forze.application.contracts.transaction import TransactionDepKey
 from forze.application.execution.deps import Deps
@@ -27,6 +26,10 @@ from forze_memory.config import (
 from forze_memory.documents import MemoryDocumentStore
 from forze_memory.pointers import MemoryCacheServer
 from forze_memory.transactions import MemoryDatabase
+
+K = TypeVar("K")
+S = TypeVar("S")
+P = TypeVar("P")
 
 
 class MemoryDepsModule:
@@ -46,44 +49,47 @@ class MemoryDepsModule:
         tx: Iterable[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._documents = configured_all(
-            MemoryDocumentConfig, documents, "MemoryDepsModule documents"
-        )
-        self._caches = configured_all(MemoryCacheConfig, caches, "MemoryDepsModule caches")
-        self._routes = None if tx is None else named(tx, "MemoryDepsModule tx")
-        self._database = MemoryDatabase()
-        self._server = MemoryCacheServer(clock)
+        self._plain: dict[DepKey[Any], Any] = {}
+        self._routed: dict[DepKey[Any], dict[str, Any]] = {}
+        database = MemoryDatabase()
+        self._server = server = MemoryCacheServer(clock)
+
+        def document(
+            config: MemoryDocumentConfig, spec: DocumentSpec[Any, Any, Any], _: Resolver
+        ) -> DocumentStore[Any]:
+            return MemoryDocumentStore(database, spec, config)
+
+        def cache(config: MemoryCacheConfig, spec: CacheSpec, ctx: Resolver) -> CachePort:
+            return MemoryCache(server, spec, config, ctx)
+
+        self._add(DocumentStoreDepKey, "documents", MemoryDocumentConfig, documents, document)
+        self._add(CacheDepKey, "caches", MemoryCacheConfig, caches, cache)
+        if tx is None:
+            self._plain[TransactionDepKey] = database
+        else:
+            self._routed[TransactionDepKey] = dict.fromkeys(
+                named(tx, "MemoryDepsModule tx"), database
+            )
 
     def __call__(self) -> Deps:
         """The dependencies."""
-        plain: dict[DepKey[Any], Any] = {}
-        routed: dict[DepKey[Any], dict[str, Any]] = {}
-        if self._documents is None:
-            plain[DocumentStoreDepKey] = self._document_factory(MemoryDocumentConfig())
+        return Deps(plain=self._plain, routed=self._routed)
+
+    def _add(
+        self,
+        key: DepKey[Factory[S, P]],
+        argument: str,
+        cls: type[K],
+        names: Names[K],
+        make: Callable[[K, S, Resolver], P],
+    ) -> None:
+        """Register what ``make`` makes of each config, or of the default for every name."""
+        configs = configured_all(cls, names, f"MemoryDepsModule {argument}")
+        if configs is None:
+            self._plain[key] = _factory(make, cls())
         else:
-            routed[DocumentStoreDepKey] = {
-                name: self._document_factory(each) for name, each in self._documents.items()
-            }
-        if self._caches is None:
-            plain[CacheDepKey] = self._cache_factory(MemoryCacheConfig())
-        else:
-            routed[CacheDepKey] = {
-                name: self._cache_factory(each) for name, each in self._caches.items()
-            }
-        if self._routes is None:
-            plain[TransactionDepKey] = self._database
-        else:
-            routed[TransactionDepKey] = dict.fromkeys(self._routes, self._database)
-        return Deps(plain=plain, routed=routed)
+            self._routed[key] = {name: _factory(make, each) for name, each in configs.items()}
 
-    def _document_factory(self, config: MemoryDocumentConfig) -> DocumentStoreFactory:
-        def documents(ctx: Resolver, spec: DocumentSpec[Any, Any, Any]) -> DocumentStore[Any]:
-            return MemoryDocumentStore(self._database, spec, config)
 
-        return documents
-
-    def _cache_factory(self, config: MemoryCacheConfig) -> CacheFactory:
-        def cache(ctx: Resolver, spec: CacheSpec) -> CachePort:
-            return MemoryCache(self._server, spec, config, ctx)
-
-        return cache
+def _factory(make: Callable[[K, S, Resolver], P], config: K) -> Factory[S, P]:
+    return lambda ctx, spec: make(config, spec, ctx)

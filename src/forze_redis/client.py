@@ -217,6 +217,11 @@ class RedisClient:
         return link is not None and link.loop is asyncio.get_running_loop()
 
     @property
+    def clustered(self) -> bool:
+        """Whether it is a cluster that it talks to: keys of one call then share a hash tag."""
+        return False
+
+    @property
     def generation(self) -> str:
         """Eight characters that change when another server answers, or it restarted."""
         return self._link.generation if self._link is not None else "00000000"

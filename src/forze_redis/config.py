@@ -4,15 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from forze.application.contracts.cache import OnOutage
 from forze.errors import ConfigurationError
 
 MIB = 1024 * 1024
 
+Namespace: TypeAlias = str | Callable[[str], str]
+"""Prefixes the keys of a resource; a callable makes it from the bound tenant."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RedisCacheConfig:
+class ResourceConfig:
+    """What every resource has: a namespace of its own, and whether each tenant's is apart."""
+
+    namespace: Namespace
+    tenant_aware: bool = False
+
+    def __post_init__(self) -> None:
+        namespace: object = self.namespace
+        if not callable(namespace) and (not isinstance(namespace, str) or not namespace):
+            raise ConfigurationError(
+                f"{type(self).__name__}: namespace must be text that is not empty (or a function "
+                f"of the tenant), not {namespace!r}",
+                name="namespace",
+            )
+        self._check_flag("tenant_aware")
+
+    def _check_flag(self, name: str) -> None:
+        if not isinstance(getattr(self, name), bool):
+            raise ConfigurationError(
+                f"{type(self).__name__}: {name} is True or False, not {getattr(self, name)!r}",
+                name=name,
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisCacheConfig(ResourceConfig):
     """One cache. ``namespace`` prefixes its keys; a callable makes it from the bound tenant.
 
     ``on_outage``: ``"proceed"`` lets writes go on when the cache cannot be told of them
@@ -23,26 +52,13 @@ class RedisCacheConfig:
     where ``namespace`` is a callable.
     """
 
-    namespace: str | Callable[[str], str]
-    tenant_aware: bool = False
     invalidation_push: bool = False
     on_outage: OnOutage = "proceed"
     max_value_bytes: int = MIB
 
     def __post_init__(self) -> None:
-        namespace: object = self.namespace
-        if not callable(namespace) and (not isinstance(namespace, str) or not namespace):
-            raise ConfigurationError(
-                f"RedisCacheConfig: namespace must be text that is not empty (or a function of "
-                f"the tenant), not {self.namespace!r}",
-                name="namespace",
-            )
-        for name in ("tenant_aware", "invalidation_push"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigurationError(
-                    f"RedisCacheConfig: {name} is True or False, not {getattr(self, name)!r}",
-                    name=name,
-                )
+        ResourceConfig.__post_init__(self)
+        self._check_flag("invalidation_push")
         if self.on_outage not in ("proceed", "refuse"):
             raise ConfigurationError(
                 f'RedisCacheConfig: on_outage is "proceed" or "refuse", not {self.on_outage!r}',
@@ -54,3 +70,23 @@ class RedisCacheConfig:
                 f"RedisCacheConfig: max_value_bytes must be at least 1, not {self.max_value_bytes}",
                 name="max_value_bytes",
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisCounterConfig(ResourceConfig):
+    """One set of counters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisIdempotencyConfig(ResourceConfig):
+    """One set of idempotency records."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisSearchSnapshotConfig(ResourceConfig):
+    """One set of search-result snapshots."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisDistributedLockConfig(ResourceConfig):
+    """One set of locks, of semaphores or of read/write locks."""

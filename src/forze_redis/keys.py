@@ -13,10 +13,15 @@ The tenant stands behind the fixed prefix, so that one prefix covers every tenan
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from forze.application.contracts.tenancy import require_tenant
 from forze.application.integrations.keys import encode_part, is_plain
 from forze.errors import ConfigurationError
+from forze_redis.config import ResourceConfig
+
+if TYPE_CHECKING:
+    from forze_redis.client import RedisClient
 
 POINTER = "/cache/pointer/"
 PLAIN = "/cache/kv/"
@@ -58,14 +63,55 @@ class CacheKeys:
 
     def _dynamic(self, tenant: str) -> str:
         assert callable(self._namespace)
-        namespace: object = self._namespace(tenant)
-        if not isinstance(namespace, str) or not namespace:
-            raise ConfigurationError(
-                f"{self._resource}: the namespace for tenant {tenant!r} is {namespace!r}; "
-                "the function must return text that is not empty",
-                name="namespace",
-            )
+        namespace = namespace_of(self._namespace, tenant, self._resource)
         return encode_part(namespace, "namespace") + POINTER
+
+
+class ResourceKeys:
+    """The keys of one coordination resource: ``{namespace}[/{tenant}][/{part}...]``.
+
+    On a cluster the last part is the hash tag (``{...}``), so that what is derived from the
+    key by a suffix stands in its slot.
+    """
+
+    __slots__ = ("_client", "_config", "_resource")
+
+    def __init__(self, client: RedisClient, config: ResourceConfig, resource: str) -> None:
+        self._client = client
+        self._config = config
+        self._resource = resource
+
+    def of(self, *encoded: str) -> str:
+        """The key of these parts, encoded already, under the bound tenant.
+
+        Raises ``TenantRequired`` where there has to be one and is not.
+        """
+        parts = [*self._begin(), *encoded]
+        if self._client.clustered:
+            parts[-1] = f"{{{parts[-1]}}}"
+        return "/".join(parts)
+
+    def _begin(self) -> list[str]:
+        namespace = self._config.namespace
+        if not callable(namespace) and not self._config.tenant_aware:
+            return [encode_part(namespace, "namespace")]
+        tenant = require_tenant(self._resource)
+        if callable(namespace):
+            namespace = namespace_of(namespace, tenant, self._resource)
+        begin = [encode_part(namespace, "namespace")]
+        return [*begin, encode_part(tenant, "tenant")] if self._config.tenant_aware else begin
+
+
+def namespace_of(make: Callable[[str], str], tenant: str, resource: str) -> str:
+    """The dynamic namespace of a tenant; raises ``ConfigurationError`` where it is none."""
+    namespace: object = make(tenant)
+    if not isinstance(namespace, str) or not namespace:
+        raise ConfigurationError(
+            f"{resource}: the namespace for tenant {tenant!r} is {namespace!r}; "
+            "the function must return text that is not empty",
+            name="namespace",
+        )
+    return namespace
 
 
 def plain_of(pointer: str) -> str:

@@ -26,7 +26,8 @@ PUBLIC = {
     ),
     "forze.errors": (
         "BackendCorrupt BackendError BackendTimeout BackendUnavailable ConfigurationError "
-        "ConflictError ForzeError NotFoundError RevisionMismatch TenantRequired Throttled "
+        "ConflictError FencedOut ForzeError IdempotencyInProgress IdempotencyMismatch LockLost "
+        "LockNotAcquired NotFoundError RevisionMismatch TenantRequired Throttled "
         "TransactionDoomed ValidationError"
     ),
     "forze.testing.servers": "PostgresServer RedisServer ValkeyServer",

@@ -51,7 +51,7 @@ async def test_resolving_equal_specs_again_and_again_keeps_nothing() -> None:
     async with context() as ctx:
         for _ in range(100):
             ctx.cache(CacheSpec(name="things"))
-        assert len(ctx._caches) == 1
+        assert len(ctx._ports) == 1
 
 
 async def test_two_specs_of_one_name_are_refused() -> None:

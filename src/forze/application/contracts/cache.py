@@ -15,7 +15,7 @@ from enum import Enum
 from math import inf
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
-from forze.application.contracts.deps import DepKey, Resolver
+from forze.application.contracts.deps import DepKey, Factory
 from forze.errors import ConfigurationError
 
 JsonValue: TypeAlias = Any
@@ -375,10 +375,4 @@ class CacheInvalidation(Protocol):
         ...
 
 
-class CacheFactory(Protocol):
-    """What a backend registers under :data:`CacheDepKey`, by ``CacheSpec.name``."""
-
-    def __call__(self, ctx: Resolver, spec: CacheSpec) -> CachePort: ...
-
-
-CacheDepKey: DepKey[CacheFactory] = DepKey("cache")
+CacheDepKey: DepKey[Factory[CacheSpec, CachePort]] = DepKey("cache")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextvars import Context
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 T = TypeVar("T")
+S = TypeVar("S")
+P = TypeVar("P")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,4 +38,17 @@ class Resolver(Protocol):
         """Run ``work`` apart from its caller: it goes on when the caller is cancelled, and is
         waited for at shutdown (cancelled there, without ``wait``). ``context`` None: none of
         the caller's context variables."""
+        ...
+
+
+Factory: TypeAlias = Callable[[Resolver, S], P]
+"""Makes the port of a spec; what is registered under the name of the spec."""
+
+
+class Named(Protocol):
+    """A spec: what is wanted, under the name it is registered by."""
+
+    @property
+    def name(self) -> str:
+        """The name of the resource."""
         ...

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from typing_extensions import TypeVar
 
 from forze.application.contracts.cache import CacheSpec
-from forze.application.contracts.deps import DepKey, Resolver
+from forze.application.contracts.deps import DepKey, Factory
 from forze.application.contracts.transaction import TransactionManager
 from forze.domain.models import BaseDTO, CreateDocumentCmd, Document, ReadDocument
 from forze.errors import ConfigurationError
@@ -308,12 +308,7 @@ class DocumentStore(Protocol[R]):
     async def delete_matching(self, filters: Filters) -> list[UUID]: ...
 
 
-class DocumentStoreFactory(Protocol):
-    """What an adapter registers under :data:`DocumentStoreDepKey`, by ``DocumentSpec.name``."""
-
-    def __call__(self, ctx: Resolver, spec: DocumentSpec[Any, Any, Any]) -> DocumentStore[Any]: ...
-
-
+DocumentStoreFactory: TypeAlias = Factory[DocumentSpec[Any, Any, Any], DocumentStore[Any]]
 DocumentStoreDepKey: DepKey[DocumentStoreFactory] = DepKey("document_store")
 
 __all__ = [

@@ -7,7 +7,7 @@ differs per request (tenant, principal, deadline, transaction) is in context var
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from contextvars import Context
 from datetime import timedelta
@@ -16,7 +16,7 @@ from uuid import UUID
 
 from forze.application.contracts import tenancy
 from forze.application.contracts.cache import CacheDepKey, CachePort, CacheSpec
-from forze.application.contracts.deps import DepKey
+from forze.application.contracts.deps import DepKey, Factory, Named
 from forze.application.contracts.document import DocumentSpec
 from forze.application.contracts.transaction import (
     IsolationLevel,
@@ -32,6 +32,8 @@ from forze.application.integrations.document.ports import DocumentPorts
 from forze.errors import ConfigurationError
 
 T = TypeVar("T")
+S = TypeVar("S", bound=Named)
+P = TypeVar("P")
 
 
 class ExecutionContext:
@@ -44,10 +46,14 @@ class ExecutionContext:
     def __init__(self, deps: Deps) -> None:
         self._deps = deps
         self._background = Background()
-        self._caches: dict[str, tuple[CacheSpec, CachePort]] = {}
+        self._ports: dict[tuple[DepKey[Any], str], tuple[Any, Any]] = {}
         self.document = DocumentPorts(self, self.cache, self._transact)
         self.doc_query = self.document.query
         self.doc_command = self.document.command
+        self._bind: dict[type, Callable[[Any], object]] = {
+            DocumentSpec: self.document.query,
+            CacheSpec: self.cache,
+        }
 
     # -- ports ---------------------------------------------------------------
 
@@ -58,17 +64,7 @@ class ExecutionContext:
                 "ctx.cache() was given None: this DocumentSpec has no cache; "
                 "add cache=CacheSpec(name=...) to it"
             )
-        known = self._caches.get(spec.name)
-        if known is None:
-            cache = self.provide(CacheDepKey, spec.name)(self, spec)
-            known = self._caches[spec.name] = (spec, cache)
-        elif known[0] is not spec and known[0] != spec:
-            raise ConfigurationError(
-                f"two different CacheSpecs have the name {spec.name!r}; "
-                "one name means one spec in a runtime",
-                name=spec.name,
-            )
-        return known[1]
+        return self._port(CacheDepKey, spec)
 
     def transaction(
         self,
@@ -84,6 +80,21 @@ class ExecutionContext:
         """
         manager = self.provide(TransactionDepKey, route)
         return transaction_scope(self, route, manager, isolation=isolation, read_only=read_only)
+
+    def _port(self, key: DepKey[Factory[S, P]], spec: S) -> P:
+        """The port of ``spec``, made once; what is registered under ``spec.name`` makes it."""
+        known = self._ports.get((key, spec.name))
+        if known is None:
+            known = spec, self.provide(key, spec.name)(self, spec)
+            self._ports[key, spec.name] = known
+        elif known[0] is not spec and known[0] != spec:
+            kind = type(spec).__name__
+            raise ConfigurationError(
+                f"two different {kind}s have the name {spec.name!r}; "
+                "one name means one spec in a runtime",
+                name=spec.name,
+            )
+        return known[1]
 
     def _transact(
         self, route: str, manager: TransactionManager
@@ -131,13 +142,10 @@ class ExecutionContext:
 
     def bind(self, spec: object) -> None:
         """Resolve every port of ``spec`` now, so that wrong wiring fails here."""
-        match spec:
-            case DocumentSpec():
-                self.document.query(spec)
-            case CacheSpec():
-                self.cache(spec)
-            case _:
-                raise ConfigurationError(f"specs= takes specs, not {spec!r}")
+        binder = self._bind.get(type(spec))
+        if binder is None:
+            raise ConfigurationError(f"specs= takes specs, not {spec!r}")
+        binder(spec)
 
     async def verify(self) -> None:
         """Compare every bound document with its relation; raises ``ConfigurationError``."""
