@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from time import monotonic
@@ -30,18 +32,27 @@ from redis.asyncio import Redis
 
 from forze.application.contracts.deps import DepKey
 from forze.errors import BackendUnavailable, ConfigurationError, ForzeError
+from forze_redis.pipeline import Pipeline
 from forze_redis.wire.availability import Availability
 from forze_redis.wire.config import RedisConfig, seconds
 from forze_redis.wire.connection import Reply
 from forze_redis.wire.dsn import Endpoint, parse_dsn
 from forze_redis.wire.link import Link, Listeners, weakly
 from forze_redis.wire.pool import LARGE_BYTES, execute
+from forze_redis.wire.replies import BACKEND
 from forze_redis.wire.scripts import Script, pack
+from forze_redis.wire.subscriptions import Heard, Subscription
 from forze_redis.wire.tracking import Tracking
 
 Argument: TypeAlias = str | bytes | int | float
 
 _PING = pack("PING")
+_not_shared = re.compile(
+    r"AUTH|HELLO|MONITOR|P?SYNC|QUIT|RESET|SELECT|DISCARD|EXEC|MULTI|(UN)?WATCH|[PS]?(UN)?SUBSCRIBE"
+    r"|BLM?POP|BLMOVE|BRPOP(LPUSH)?|BZMPOP|BZPOP(MAX|MIN)",
+    re.IGNORECASE,
+).fullmatch
+"""They block, or change the state of the connection that all callers share."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,12 +127,13 @@ class RedisClient:
         """Close every connection. Calls in flight get a second to be answered, then fail."""
         link, self._link = self._link, None
         self._endpoint = None
+        self._listeners.subscriptions.end()
         if link is None:
             return
         if link.loop is asyncio.get_running_loop():
             await link.close()
         else:
-            self._listeners.tracking.end()
+            self._listeners.leave()
             _leave(link)
 
     async def __aenter__(self) -> Self:
@@ -133,7 +145,18 @@ class RedisClient:
     def call(
         self, command: str | bytes, *args: Argument, timeout: float | None = None
     ) -> asyncio.Future[Reply]:
-        """Send one command; ``timeout`` in seconds, default ``RedisConfig.socket_timeout``."""
+        """Send one command; ``timeout`` in seconds, default ``RedisConfig.socket_timeout``.
+
+        A command that would block or change the connection everyone shares is refused with a
+        ``ConfigurationError``; it belongs to :attr:`redis`.
+        """
+        name = command if isinstance(command, str) else command.decode(errors="replace")
+        if _not_shared(name):
+            raise ConfigurationError(
+                f"{name} blocks or changes the connection that all callers share; use "
+                "client.redis for it, and client.subscribe() for channels",
+                name=name,
+            )
         return self.send(pack(command, *args), timeout)
 
     def run(
@@ -201,6 +224,44 @@ class RedisClient:
         """:meth:`call` on a connection of the pool: for replies that may be large."""
         budget = self._timeout if timeout is None else timeout
         return asyncio.ensure_future(self._send_large(pack(command, *args), budget))
+
+    async def subscribe(self, channel: str, heard: Heard) -> Subscription:
+        """Hear what is published to a channel (``SPUBLISH``), until the subscription is closed.
+
+        ``heard`` is called in the event loop with each message, and with None when messages may
+        have been missed: the connection was replaced, and the channel is heard again. When this
+        returns the server has confirmed; one round trip, none where the process listens already.
+        Raises ``BackendError``, a ``ConfigurationError`` where the user may not listen.
+        """
+        subscriptions = self._listeners.subscriptions
+        subscription = subscriptions.add(channel, heard)
+        try:
+            while subscriptions.holds(subscription):
+                connection = self._here().connection
+                if subscriptions.confirmed(subscription.channel, connection):
+                    return subscription
+                if connection.ready:
+                    await subscriptions.ask(connection, subscription.channel, self._timeout)
+                else:
+                    await self.send(_PING)  # waits for a connection, which hears every channel
+        except BaseException:
+            subscription.close()
+            raise
+        raise BackendUnavailable(
+            f"the client was closed while it subscribed to {channel!r}", backend=BACKEND
+        )
+
+    def pipeline(self) -> Pipeline:
+        """Several commands in one write and one round trip."""
+        return Pipeline(self)
+
+    def hold(self) -> AbstractAsyncContextManager[RedisClient]:
+        """The client that serves the current route, kept open for the length of the block.
+
+        That is this one itself; a client per tenant gives the bound tenant's. What outlives a
+        call (a held lock, a claim) goes on with it wherever it runs.
+        """
+        return nullcontext(self)
 
     @property
     def redis(self) -> Redis:
@@ -315,7 +376,7 @@ class RedisClient:
         link = Link(endpoint, self._config, self._availability, self._listeners, self._elsewhere)
         self._link = link
         if old is not None:
-            self._listeners.tracking.end()
+            self._listeners.leave()
             link.generation = old.generation
             _leave(old)
         return link
@@ -325,7 +386,7 @@ class RedisClient:
 
     def _forked(self) -> None:
         link, self._link = self._link, None
-        self._listeners.tracking.end()
+        self._listeners.leave()
         if link is not None:
             _inherited.append(link)
             link.connection.disown()

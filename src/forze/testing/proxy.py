@@ -25,6 +25,9 @@ from typing import Literal, Protocol, Self, TypeAlias
 
 Match: TypeAlias = Callable[[list[bytes]], bool]
 
+_CONFIRMATIONS = (b">3\r\n$10\r\nssubscribe\r\n", b">3\r\n$12\r\nsunsubscribe\r\n")
+"""Pushes that are the reply to a command."""
+
 _READ_BYTES = 64 * 1024
 
 
@@ -245,7 +248,8 @@ class _Pair:
 
     async def _replies(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async for frame in _frames(reader):
-            holds = self._expected.popleft() if frame[:1] != b">" and self._expected else []
+            pushed = frame[:1] == b">" and not frame.startswith(_CONFIRMATIONS)
+            holds = self._expected.popleft() if not pushed and self._expected else []
             for hold in holds:
                 await hold.act()
                 if hold.what == "drop":

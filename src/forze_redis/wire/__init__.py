@@ -8,6 +8,7 @@
 ``handshake``             what is asked of a server before it is used
 ``pool``                  redis-py, for what does not belong on the shared socket
 ``availability``          is the server away? the breaker of the cache path
+``subscriptions``         channels of pub/sub on the same socket
 ``link``                  a connection that comes back
 ========================  ======================================================
 

@@ -27,7 +27,7 @@ import hiredis
 
 from forze.errors import BackendTimeout, BackendUnavailable, WriteOutcome
 from forze_redis.wire.replies import BACKEND, RECONNECT_ON, error_from_reply
-from forze_redis.wire.scripts import in_full
+from forze_redis.wire.scripts import in_full, pack
 
 Reply: TypeAlias = Any
 """What hiredis makes of a reply: bytes, int, float, bool, None, list, dict, set."""
@@ -36,6 +36,7 @@ Call: TypeAlias = "tuple[asyncio.Future[Reply] | None, float, bytes]"
 """The future to resolve (None: nobody waits), the deadline on ``monotonic``, the command."""
 
 _NOTHING = object()
+_CONFIRMATIONS = frozenset((b"ssubscribe", b"sunsubscribe"))
 
 
 class Owner(Protocol):
@@ -141,8 +142,16 @@ class Connection(asyncio.Protocol):
     def ask(self, packed: bytes, timeout: float) -> asyncio.Future[Reply]:
         """:meth:`send` past the queue of those who wait: handshakes and probes."""
         future = self._create_future()
-        self._enqueue((future, monotonic() + timeout, packed))
+        if self.open:
+            self._enqueue((future, monotonic() + timeout, packed))
+        else:
+            future.set_exception(gone(self._owner.where, "the connection is closed", "none"))
         return future
+
+    def tell(self, packed: bytes) -> None:
+        """:meth:`ask` where the reply does not matter."""
+        if self.open:
+            self._enqueue((None, 0.0, packed))
 
     def begin(self) -> None:
         """From now on :meth:`send` finds room. Those who wait come in at :meth:`admit`."""
@@ -177,6 +186,11 @@ class Connection(asyncio.Protocol):
                 future.set_exception(late(self._owner.where, "unknown"))
                 expired += 1
         return expired
+
+    @property
+    def ready(self) -> bool:
+        """Whether the handshake is done and the socket still stands."""
+        return self._ready
 
     @property
     def in_flight(self) -> int:
@@ -226,7 +240,8 @@ class Connection(asyncio.Protocol):
             while reply is not _NOTHING:
                 kind = type(reply)
                 if kind is hiredis.PushNotification:
-                    self._owner.pushed(reply)
+                    if reply[0] not in _CONFIRMATIONS or not self._confirms(reply):
+                        self._owner.pushed(reply)
                 elif kind is hiredis.ReplyError:
                     self._refuse(pending.popleft(), reply)
                 else:
@@ -288,6 +303,17 @@ class Connection(asyncio.Protocol):
             self.resolved = True
         if word in RECONNECT_ON and self._ready:
             self.retire()
+
+    def _confirms(self, message: list[Reply]) -> bool:
+        """Whether a push is the reply to the oldest call: (un)subscribing has no other."""
+        pending = self._pending
+        if not pending or pending[0][2] != pack(message[0].upper(), message[1]):
+            return False
+        future = pending.popleft()[0]
+        if future is not None and not future.done():
+            future.set_result(message)
+            self.resolved = True
+        return True
 
     def _make_room(self) -> None:
         if self._ready:

@@ -38,6 +38,7 @@ from forze_redis.wire.handshake import (
 from forze_redis.wire.pool import open_pool
 from forze_redis.wire.replies import BACKEND
 from forze_redis.wire.scripts import pack
+from forze_redis.wire.subscriptions import Subscriptions
 from forze_redis.wire.topology import Topology
 from forze_redis.wire.tracking import Tracking
 
@@ -63,8 +64,17 @@ class Listeners:
 
     def __init__(self) -> None:
         self.tracking = Tracking()
+        self.subscriptions = Subscriptions()
         self.reconnect: list[Callable[[str, str], None]] = [self.tracking.flush]
-        self.push: list[Callable[[list[Reply]], None]] = [self.tracking.heard]
+        self.push: list[Callable[[list[Reply]], None]] = [
+            self.tracking.heard,
+            self.subscriptions.heard,
+        ]
+
+    def leave(self) -> None:
+        """The event loop or the process is another from now on."""
+        self.tracking.end()
+        self.subscriptions.end()
 
 
 def weakly(callback: Callable[P, None]) -> Callable[P, None]:
@@ -220,6 +230,7 @@ class Link:
                 await self._listeners.tracking.begin(
                     connection, timeout, seconds(self._config.heartbeat)
                 )
+                await self._listeners.subscriptions.begin(connection, timeout)
         except TimeoutError as error:
             connection.lose()
             raise self._unreachable(f"did not answer within {timeout:g} s") from error

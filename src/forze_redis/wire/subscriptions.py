@@ -1,0 +1,118 @@
+"""Channels of sharded pub/sub, heard on the connection that carries the calls.
+
+RESP3 delivers messages as pushes between replies, so a subscription costs no connection of
+its own. Delivery is at most once: what is published while the connection is being replaced
+is lost, and whoever listens is told so (``None``) as soon as the channel is heard again.
+
+Redis documentation, sharded pub/sub; ``SSUBSCRIBE``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
+
+from forze.errors import BackendCorrupt, ConfigurationError
+from forze_redis.wire.connection import Connection, Reply
+from forze_redis.wire.scripts import pack
+
+_log = logging.getLogger("forze.redis")
+
+Heard: TypeAlias = Callable[[bytes | None], None]
+"""Takes each message; None when some may have been missed. Must not block."""
+
+
+class Subscription:
+    """One listener on one channel; :meth:`close` ends it."""
+
+    __slots__ = ("_subscriptions", "channel", "heard")
+
+    def __init__(self, subscriptions: Subscriptions, channel: bytes, heard: Heard) -> None:
+        self._subscriptions = subscriptions
+        self.channel = channel
+        self.heard = heard
+
+    def close(self) -> None:
+        """Hear nothing from now on. Not an error if that was done before."""
+        self._subscriptions.remove(self)
+
+
+class Subscriptions:
+    """The channels of one client, with their listeners in this process."""
+
+    def __init__(self) -> None:
+        self._channels: dict[bytes, list[Subscription]] = {}
+        self._asked: dict[bytes, Connection] = {}
+        self._confirmed: set[bytes] = set()
+
+    def add(self, channel: str | bytes, heard: Heard) -> Subscription:
+        """Listen as soon as the channel is subscribed to (see :meth:`ask`)."""
+        name = channel if isinstance(channel, bytes) else channel.encode()
+        subscription = Subscription(self, name, heard)
+        self._channels.setdefault(name, []).append(subscription)
+        return subscription
+
+    def remove(self, subscription: Subscription) -> None:
+        """The last listener that leaves takes the subscription with it."""
+        if not self.holds(subscription):
+            return
+        listeners = self._channels[subscription.channel]
+        listeners.remove(subscription)
+        if not listeners:
+            del self._channels[subscription.channel]
+            self._confirmed.discard(subscription.channel)
+            connection = self._asked.pop(subscription.channel, None)
+            if connection is not None and connection.ready:
+                connection.tell(pack("SUNSUBSCRIBE", subscription.channel))
+
+    def holds(self, subscription: Subscription) -> bool:
+        """Whether it was neither closed nor forgotten."""
+        return subscription in self._channels.get(subscription.channel, ())
+
+    def confirmed(self, channel: bytes, connection: Connection) -> bool:
+        """Whether the server has confirmed the channel on this very connection."""
+        return channel in self._confirmed and self._asked.get(channel) is connection
+
+    async def ask(self, connection: Connection, channel: bytes, timeout: float) -> None:
+        """Subscribe to a channel on a connection; done when the server has confirmed."""
+        self._asked[channel] = connection
+        await connection.ask(pack("SSUBSCRIBE", channel), timeout)
+        if self._asked.get(channel) is connection:
+            self._confirmed.add(channel)
+
+    async def begin(self, connection: Connection, timeout: float) -> None:
+        """Hear every channel on a connection nobody uses yet; raises if it is lost meanwhile."""
+        self._asked.clear()
+        self._confirmed.clear()
+        try:
+            await asyncio.gather(
+                *(self.ask(connection, channel, timeout) for channel in self._channels)
+            )
+        except (ConfigurationError, BackendCorrupt) as error:
+            _log.warning("a channel cannot be heard (%s); its listeners ask by themselves", error)
+        self.missed(tuple(self._channels))
+
+    def end(self) -> None:
+        """Forget every channel: the event loop of their listeners is no longer ours."""
+        self._channels.clear()
+        self._asked.clear()
+        self._confirmed.clear()
+
+    def heard(self, message: Sequence[Reply]) -> None:
+        """Take a push message of the server."""
+        if message[0] == b"smessage":
+            self._tell(message[1], message[2])
+
+    def missed(self, channels: Iterable[bytes]) -> None:
+        """Tell the listeners of these channels that messages may have been lost."""
+        for channel in channels:
+            self._tell(channel, None)
+
+    def _tell(self, channel: bytes, message: bytes | None) -> None:
+        for subscription in tuple(self._channels.get(channel, ())):
+            try:
+                subscription.heard(message)
+            except Exception:
+                _log.exception("a listener of channel %r failed", channel)
