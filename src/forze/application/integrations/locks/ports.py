@@ -1,0 +1,152 @@
+"""What applications hold: the ports over any backend's stores."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
+from typing import TypeVar
+
+from forze.application.contracts.deps import Resolver
+from forze.application.contracts.dlock import (
+    AcquiredLock,
+    DistributedLockSpec,
+    HeldLock,
+    ReadWriteLockSpec,
+    SemaphoreSpec,
+)
+from forze.application.integrations.locks.scope import Scopes
+from forze.application.integrations.locks.store import (
+    CountedStore,
+    Granted,
+    InspectedLocks,
+    LockStore,
+)
+from forze.errors import BackendError, ValidationError
+
+T = TypeVar("T")
+
+_OWNER_BYTES = 1024
+
+
+class DistributedLocks:
+    """Locks by key. Implements ``DistributedLockPort``."""
+
+    def __init__(self, store: InspectedLocks, spec: DistributedLockSpec, ctx: Resolver) -> None:
+        self._store = store
+        self._scopes = Scopes(store, ctx, resource=f"lock {spec.name!r}", ttl=spec.ttl)
+
+    def scope(
+        self, key: str, *, wait: timedelta | None = None, heartbeat: bool = True
+    ) -> AbstractAsyncContextManager[HeldLock]:
+        return self._scopes.scope(key, wait=wait, heartbeat=heartbeat)
+
+    async def acquire(self, key: str, owner: str) -> AcquiredLock | None:
+        _checked(owner)
+        async with self._store.open(key) as stored:
+            answer, _ = await _insisting(lambda: stored.attempt(owner, waits=False))
+        return AcquiredLock(key, owner, answer.token) if isinstance(answer, Granted) else None
+
+    async def release(
+        self, key: str | AcquiredLock, owner: str | AcquiredLock | None = None
+    ) -> bool:
+        key, owner, token = _acquisition(key, owner)
+        async with self._store.open(key) as stored:
+            released, after_unknown = await _insisting(lambda: stored.release(owner, token))
+        return released or after_unknown
+
+    async def reset(self, key: str | AcquiredLock, owner: str | AcquiredLock | None = None) -> bool:
+        key, owner, token = _acquisition(key, owner)
+        async with self._store.open(key) as stored:
+            extended, _ = await _insisting(lambda: stored.extend(owner, token))
+        return extended
+
+    async def is_locked(self, key: str) -> bool:
+        return await self.get_ttl(key) is not None
+
+    async def get_owner(self, key: str) -> str | None:
+        async with self._store.open(key) as stored:
+            return await stored.holder()
+
+    async def get_ttl(self, key: str) -> timedelta | None:
+        async with self._store.open(key) as stored:
+            seconds = await stored.remaining_seconds()
+        return None if seconds is None else timedelta(seconds=seconds)
+
+
+class Semaphores:
+    """Semaphores by key. Implements ``SemaphorePort``."""
+
+    def __init__(self, store: CountedStore, spec: SemaphoreSpec, ctx: Resolver) -> None:
+        self._store = store
+        self._scopes = Scopes(
+            store, ctx, resource=f"semaphore {spec.name!r}", ttl=spec.ttl, holdings=spec.permits
+        )
+
+    def scope(
+        self, key: str, *, wait: timedelta | None = None, heartbeat: bool = True
+    ) -> AbstractAsyncContextManager[HeldLock]:
+        return self._scopes.scope(key, wait=wait, heartbeat=heartbeat)
+
+    async def permits_held(self, key: str) -> int:
+        async with self._store.open(key) as stored:
+            return await stored.held()
+
+
+class ReadWriteLocks:
+    """Read/write locks by key. Implements ``ReadWriteLockPort``."""
+
+    def __init__(self, store: LockStore, spec: ReadWriteLockSpec, ctx: Resolver) -> None:
+        self._scopes = Scopes(store, ctx, resource=f"read/write lock {spec.name!r}", ttl=spec.ttl)
+
+    def reading(
+        self, key: str, *, wait: timedelta | None = None, heartbeat: bool = True
+    ) -> AbstractAsyncContextManager[HeldLock]:
+        return self._scopes.scope(key, wait=wait, heartbeat=heartbeat, shared=True)
+
+    def writing(
+        self, key: str, *, wait: timedelta | None = None, heartbeat: bool = True
+    ) -> AbstractAsyncContextManager[HeldLock]:
+        return self._scopes.scope(key, wait=wait, heartbeat=heartbeat)
+
+
+async def _insisting(call: Callable[[], Awaitable[T]]) -> tuple[T, bool]:
+    """The answer of ``call``, asked once more where it was lost; whether it was.
+
+    Every call here can be repeated: its owner makes the second answer the first one's.
+    """
+    try:
+        return await call(), False
+    except BackendError as error:
+        if error.outcome != "unknown" or not error.retryable:
+            raise
+    try:
+        return await call(), True
+    except BackendError as error:
+        error.outcome = "unknown"  # whatever became of this one, the first may have been executed
+        raise
+
+
+def _acquisition(
+    key: str | AcquiredLock, owner: str | AcquiredLock | None
+) -> tuple[str, str, int | None]:
+    """Key, owner, and the token where it has to be that very acquisition."""
+    acquired = owner if isinstance(owner, AcquiredLock) else key
+    name = key.key if isinstance(key, AcquiredLock) else key
+    if isinstance(acquired, AcquiredLock):
+        return name, owner if isinstance(owner, str) else acquired.owner, acquired.token
+    return name, _checked(owner), None
+
+
+def _checked(owner: object) -> str:
+    """An owner is text that can be sent."""
+    try:
+        if isinstance(owner, str) and 0 < len(owner.encode()) <= _OWNER_BYTES:
+            return owner
+    except UnicodeEncodeError:
+        pass
+    raise ValidationError(
+        f"the owner of a lock is text of 1 to {_OWNER_BYTES} bytes (or the AcquiredLock itself), "
+        f"not {owner!r}",
+        field="owner",
+    )
