@@ -1,4 +1,4 @@
-"""The wire: one multiplexed RESP3 connection per client, and what keeps it alive.
+"""The wire: one multiplexed RESP3 connection per server, and what keeps it alive.
 
 ========================  ======================================================
 ``dsn``, ``config``       where to connect, and how: pure
@@ -10,6 +10,8 @@
 ``availability``          is the server away? the breaker of the cache path
 ``subscriptions``         channels of pub/sub on the same socket
 ``link``                  a connection that comes back
+``slots``, ``views``      which slot is a key in, and who serves it, by whose account
+``cluster``, ``routing``  a link to each primary of a cluster, and the way of calls to them
 ========================  ======================================================
 
 Nothing here knows a key or what a value means.

@@ -1,4 +1,5 @@
-"""Is the server away? The breaker of the cache path, one per client and process.
+"""Is the server away? The breaker of the cache path, one per client and process
+(on a cluster: per node).
 
 Two calls in a row that were not answered in time, or a lost connection, open it: until a
 probe is answered again, calls on the cache path fail at once instead of waiting. A state
@@ -19,12 +20,20 @@ class Availability:
 
     __slots__ = ("_failures", "_on_recovery", "away", "opened_count", "since")
 
-    def __init__(self) -> None:
+    def __init__(self, told: list[Callable[[], None]] | None = None) -> None:
         self.away = False
         self.opened_count = 0
         self.since = datetime.now(UTC)
         self._failures = 0
-        self._on_recovery: list[Callable[[], None]] = []
+        self._on_recovery: list[Callable[[], None]] = [] if told is None else told
+
+    def sibling(self) -> Availability:
+        """Of another server of the same client: away by itself, its recovery told alike."""
+        return Availability(self._on_recovery)
+
+    def listeners(self) -> list[Callable[[], None]]:
+        """Who wants to know of a recovery."""
+        return list(self._on_recovery)
 
     @property
     def state(self) -> Literal["closed", "open"]:
@@ -60,4 +69,4 @@ class Availability:
             return []
         self.away = False
         self.since = datetime.now(UTC)
-        return list(self._on_recovery)
+        return self.listeners()

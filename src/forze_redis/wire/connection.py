@@ -26,7 +26,7 @@ from typing import Any, Protocol, TypeAlias, cast
 import hiredis
 
 from forze.errors import BackendTimeout, BackendUnavailable, WriteOutcome
-from forze_redis.wire.replies import BACKEND, RECONNECT_ON, error_from_reply
+from forze_redis.wire.replies import BACKEND, RECONNECT_ON, REDIRECTS, error_from_reply
 from forze_redis.wire.scripts import in_full, pack
 
 Reply: TypeAlias = Any
@@ -57,6 +57,10 @@ class Owner(Protocol):
 
     def lost(self, connection: Connection) -> None:
         """Learn that the connection is gone; its calls have been failed."""
+
+    def redirected(self, call: Call, said: str) -> bool:
+        """Whether a call that the server sent elsewhere has been taken there."""
+        ...
 
 
 class Connection(asyncio.Protocol):
@@ -147,6 +151,16 @@ class Connection(asyncio.Protocol):
         else:
             future.set_exception(gone(self._owner.where, "the connection is closed", "none"))
         return future
+
+    def take(self, call: Call, before: bytes | None = None) -> None:
+        """Queue a call that another server sent here, right behind a command ``before`` it."""
+        if self._ready:
+            if before is not None:
+                self._enqueue((None, 0.0, before))
+            self._enqueue(call)
+        else:
+            self._owner.waiting.append(call)
+            self._owner.watch()
 
     def tell(self, packed: bytes) -> None:
         """:meth:`ask` where the reply does not matter."""
@@ -296,6 +310,8 @@ class Connection(asyncio.Protocol):
                 if future is None or not future.done():
                     self._enqueue((future, deadline, full))
                 return
+        if word in REDIRECTS and self._owner.redirected(call, text):
+            return
         if future is not None and not future.done():
             error = error_from_reply(text, self._owner.where)
             error.__cause__ = reply

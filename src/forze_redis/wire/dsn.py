@@ -24,12 +24,21 @@ _SENTINEL = re.compile(
     r"(?P<scheme>rediss?|valkeys?)\+sentinel://(?:(?P<user>[^/?#]*)@)?(?P<hosts>[^/?#@]+)"
     r"/(?P<service>[^/?#]+)(?:/(?P<db>\d*))?(?:\?(?P<query>[^#]*))?"
 )
-_KNOWN = (*_SCHEMES, *(f"{each}+sentinel" for each in _SCHEMES if each != "unix"))
+_CLUSTER = re.compile(
+    r"(?P<scheme>rediss?|valkeys?)\+cluster://(?:(?P<user>[^/?#]*)@)?(?P<hosts>[^/?#@]+)"
+    r"(?:/(?P<db>\d*))?(?:\?(?P<query>[^#]*))?"
+)
+_KNOWN = (
+    *_SCHEMES,
+    *(f"{each}+{many}" for many in ("sentinel", "cluster") for each in _SCHEMES if each != "unix"),
+)
 _SENTINEL_PORT = 26379
+_PORT = 6379
 _FORMS = (
     "redis://[user:password@]host[:port][/db], rediss:// (TLS), valkey://, valkeys:// (TLS), "
     "redis+sentinel://[user:password@]host[:port],host[:port]/service[/db] (TLS: "
     "rediss+sentinel://; a password of the sentinels: ?sentinel_password=), "
+    "redis+cluster://[user:password@]host[:port],host[:port] (TLS: rediss+cluster://), "
     "unix://[user:password@]/path/to/socket[?db=0]; "
     "percent-encode special characters in user and password"
 )
@@ -57,6 +66,7 @@ class Endpoint:
     """One server, and who we are to it. ``where`` names it in messages.
 
     With ``sentinels``, host and port are those of the primary they named, and empty before.
+    With ``seeds`` it is a cluster, and they are some of its nodes.
     """
 
     host: str = "localhost"
@@ -67,10 +77,13 @@ class Endpoint:
     password: str | None = field(default=None, repr=False)
     tls: dict[str, Any] | None = None
     sentinels: Sentinels | None = None
+    seeds: tuple[tuple[str, int], ...] = ()
 
     @property
     def where(self) -> str:
         """``host:port``, or the socket's path, or who knows."""
+        if self.seeds:
+            return f"the cluster of {', '.join(address(*each) for each in self.seeds)}"
         if self.path is not None:
             return self.path
         here = address(self.host, self.port)
@@ -103,15 +116,13 @@ class Endpoint:
 
 def parse_dsn(dsn: str, config: RedisConfig) -> Endpoint:
     """The endpoint of ``dsn``, with the credentials and TLS files of ``config``."""
-    plain, sentinels = _apart(str(dsn))
+    plain, sentinels, seeds = _apart(str(dsn))
     try:
         url = urlsplit(plain)
         url.port  # noqa: B018 - raises for a port that is none
     except (ValueError, AttributeError, TypeError):
         _malformed(dsn, "it cannot be taken apart")
     scheme = _SCHEMES.get(url.scheme)
-    if url.scheme.endswith("+cluster"):
-        _malformed(dsn, "clusters are not supported, one server or sentinels are")
     if scheme is None or not plain.startswith(f"{url.scheme}://"):
         _malformed(dsn, f"the schemes are {', '.join(f'{each}://' for each in _KNOWN)}")
     if url.fragment:
@@ -129,9 +140,11 @@ def parse_dsn(dsn: str, config: RedisConfig) -> Endpoint:
         _malformed(dsn, f"it has unknown parameters ({', '.join(unknown)}); use RedisConfig")
     if parts.get("db", 0) < 0:
         _malformed(dsn, "db is below zero")
+    if seeds and parts.get("db", 0) > 0:
+        _malformed(dsn, f"a cluster has no database {parts['db']}, only 0")
     tls = {name: value for name, value in parts.items() if name in _TLS}
     return Endpoint(
-        host=parts.get("host", "localhost") if sentinels is None else "",
+        host=parts.get("host", "localhost") if sentinels is None and not seeds else "",
         port=parts.get("port", 6379),
         path=parts.get("path"),
         db=parts.get("db", 0),
@@ -139,19 +152,24 @@ def parse_dsn(dsn: str, config: RedisConfig) -> Endpoint:
         password=config.password or parts.get("password"),
         tls=_tls(dsn, tls, config) if scheme == "rediss" else None,
         sentinels=sentinels,
+        seeds=seeds,
     )
 
 
-def _apart(dsn: str) -> tuple[str, Sentinels | None]:
-    """The DSN of one server in ``dsn``, and the sentinels in it."""
+def _apart(dsn: str) -> tuple[str, Sentinels | None, tuple[tuple[str, int], ...]]:
+    """The DSN of one server in ``dsn``, and the sentinels or the seeds in it."""
+    if re.match(r"\w+\+cluster:", dsn):
+        return _apart_cluster(dsn)
     if not re.match(r"\w+\+sentinel:", dsn):
-        return dsn, None
+        return dsn, None, ()
     found = _SENTINEL.fullmatch(dsn)
     if found is None:
         _malformed(dsn, "it does not name sentinels, then /service, then perhaps /db")
     query = dict(parse_qsl(found["query"] or "", keep_blank_values=True))
     try:
-        addresses = tuple(_host_and_port(each) for each in found["hosts"].split(","))
+        addresses = tuple(
+            _host_and_port(each, _SENTINEL_PORT) for each in found["hosts"].split(",")
+        )
     except ValueError:
         _malformed(dsn, "a sentinel is host or host:port, with a port from 1 to 65535")
     sentinels = Sentinels(
@@ -166,14 +184,29 @@ def _apart(dsn: str) -> tuple[str, Sentinels | None]:
         _malformed(dsn, "sentinel_username comes with sentinel_password")
     user = f"{found['user']}@" if found["user"] else ""
     rest = f"?{urlencode(query)}" if query else ""
-    return f"{found['scheme']}://{user}/{found['db'] or 0}{rest}", sentinels
+    return f"{found['scheme']}://{user}/{found['db'] or 0}{rest}", sentinels, ()
 
 
-def _host_and_port(text: str) -> tuple[str, int]:
+def _apart_cluster(dsn: str) -> tuple[str, None, tuple[tuple[str, int], ...]]:
+    found = _CLUSTER.fullmatch(dsn)
+    if found is None:
+        _malformed(dsn, "it does not name nodes of a cluster")
+    try:
+        seeds = tuple(_host_and_port(each, _PORT) for each in found["hosts"].split(","))
+    except ValueError:
+        _malformed(dsn, "a node is host or host:port, with a port from 1 to 65535")
+    if dict(parse_qsl(found["query"] or "", keep_blank_values=True)).keys() & {"host", "port"}:
+        _malformed(dsn, "the nodes stand before '?', not in host= or port=")
+    user = f"{found['user']}@" if found["user"] else ""
+    rest = f"?{found['query']}" if found["query"] else ""
+    return f"{found['scheme']}://{user}/{found['db'] or 0}{rest}", None, seeds
+
+
+def _host_and_port(text: str, port: int) -> tuple[str, int]:
     url = urlsplit(f"//{text}")
-    if not url.hostname or url.port == 0:
+    if not url.hostname or url.port == 0 or not re.fullmatch(r"[^/?#@]+", text):
         raise ValueError(text)
-    return url.hostname, url.port or _SENTINEL_PORT
+    return url.hostname, url.port or port
 
 
 def address(host: str, port: int) -> str:

@@ -35,7 +35,7 @@ from forze_redis.wire.handshake import (
     generation_of,
     shake_hands,
 )
-from forze_redis.wire.pool import open_pool
+from forze_redis.wire.pool import execute, open_pool
 from forze_redis.wire.replies import BACKEND
 from forze_redis.wire.scripts import pack
 from forze_redis.wire.subscriptions import Subscriptions
@@ -90,6 +90,19 @@ def weakly(callback: Callable[P, None]) -> Callable[P, None]:
     return call
 
 
+class Incarnation:
+    """A server as one connection found it, until its generation changes. Compared by identity.
+
+    ``known_as`` is for those who ask it, to keep what follows from its generation.
+    """
+
+    __slots__ = ("generation", "known_as")
+
+    def __init__(self, generation: str) -> None:
+        self.generation = generation
+        self.known_as: dict[str, Any] = {}
+
+
 class Link:
     """The way to one server from one event loop."""
 
@@ -109,6 +122,7 @@ class Link:
         self.waiting: deque[Call] = deque()
         self.availability = availability
         self.generation = UNKNOWN_GENERATION
+        self.incarnation = Incarnation(UNKNOWN_GENERATION)
         self.greeting: Greeting | None = None
         self.error: ForzeError | None = None
         self.connection = Connection(self, self.loop, config.max_in_flight)
@@ -132,6 +146,27 @@ class Link:
         if self._pool is None:
             self._pool = open_pool(self.endpoint, self._config, self._topology)
         return self._pool
+
+    @property
+    def generation_known(self) -> bool:
+        """Whether the server has told its generation."""
+        return self.greeting is not None and self.greeting.generation_known
+
+    @property
+    def busy(self) -> bool:
+        """Whether calls wait, are in flight, or have a connection of the pool."""
+        pool = None if self._pool is None else self._pool.connection_pool
+        return bool(self.connection.in_flight or self.waiting) or (
+            pool is not None and bool(pool._in_use_connections)
+        )
+
+    def home(self, key: bytes) -> Link:
+        """Where a key, or a channel, lives: here."""
+        return self
+
+    async def send_large(self, packed: bytes, timeout: float) -> Reply:
+        """Send a command on a connection of the pool."""
+        return await execute(self.redis, packed, timeout, self.where)
 
     async def first_attempt(self) -> None:
         """Wait for the outcome of the first attempt to connect; raises its error."""
@@ -178,7 +213,7 @@ class Link:
     def pushed(self, message: list[Reply]) -> None:
         """Hand a push message to those who listen."""
         for listener in self._listeners.push:
-            _shielded(listener, message)
+            shielded(listener, message)
 
     def lost(self, connection: Connection) -> None:
         """Note that the connection is gone."""
@@ -187,6 +222,14 @@ class Link:
             if self.availability.lost():
                 self._log_away("its connection was lost")
             self._wake.set()
+
+    def serves(self, channel: bytes) -> bool:
+        """Whether a channel is heard here: this is the one server there is."""
+        return True
+
+    def redirected(self, call: Call, said: str) -> bool:
+        """No: this is the one server there is."""
+        return False
 
     async def _run(self) -> None:
         attempts = 0
@@ -228,9 +271,9 @@ class Link:
                 )
                 self._topology.check(greeting.info, self.where)
                 await self._listeners.tracking.begin(
-                    connection, timeout, seconds(self._config.heartbeat)
+                    self, connection, timeout, seconds(self._config.heartbeat)
                 )
-                await self._listeners.subscriptions.begin(connection, timeout)
+                await self._listeners.subscriptions.begin(connection, timeout, self.serves)
         except TimeoutError as error:
             connection.lose()
             raise self._unreachable(f"did not answer within {timeout:g} s") from error
@@ -313,15 +356,16 @@ class Link:
         """Take note of the generation; tell those who must know before anything is served."""
         old, self.generation = self.generation, generation
         if reconnected or old != generation:
+            self.incarnation = Incarnation(generation)
             for callback in self._listeners.reconnect:
-                _shielded(callback, old, generation)
+                shielded(callback, old, generation)
         if reconnected:
             self._restore()
 
     def _restore(self) -> None:
         away, since = self.availability.away, self.availability.since
         for callback in self.availability.restored():
-            _shielded(callback)
+            shielded(callback)
         if away:
             _log.info("Redis at %s answers again; it was away since %s", self.where, since)
 
@@ -415,7 +459,7 @@ def backoff(attempts: int, dice: float) -> float:
     return min(longest, shortest * 2.0 ** min(attempts, 10)) * (0.5 + dice / 2)
 
 
-def _shielded(callback: Callable[..., None], *args: Any) -> None:
+def shielded(callback: Callable[..., None], *args: Any) -> None:
     """A listener that raises is reported, and hurts nobody else."""
     try:
         callback(*args)

@@ -11,6 +11,7 @@ from typing import Any
 
 from redis import exceptions as driver
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import (
@@ -91,12 +92,35 @@ def open_pool(endpoint: Endpoint, config: RedisConfig, topology: Topology) -> Re
     )
 
 
-async def execute(redis: Redis, packed: bytes, timeout: float, where: str) -> Reply:
-    """Send a packed command on a connection of the pool; errors are ours."""
+def open_cluster_pool(endpoint: Endpoint, config: RedisConfig) -> RedisCluster:
+    """A redis-py client of the whole cluster: ``max_size - 1`` connections to each node."""
+    timeout = seconds(config.socket_timeout)
+    return RedisCluster(
+        startup_nodes=[ClusterNode(*seed) for seed in endpoint.seeds],
+        max_connections=config.max_size - 1,
+        username=endpoint.username,
+        password=endpoint.password,
+        client_name=config.client_name,
+        socket_timeout=timeout,
+        socket_connect_timeout=seconds(config.connect_timeout),
+        socket_keepalive=config.keepalive,
+        ssl=endpoint.tls is not None,
+        **(endpoint.tls or {}),
+    )
+
+
+async def execute(
+    redis: Redis, packed: bytes, timeout: float, where: str, before: bytes | None = None
+) -> Reply:
+    """Send a packed command on a connection of the pool, right behind one ``before`` it; errors
+    are ours."""
     try:
         async with asyncio.timeout(timeout):
             connection = await redis.connection_pool.get_connection()  # type: ignore[no-untyped-call]
             try:
+                if before is not None:
+                    await connection.send_packed_command(before)
+                    await connection.read_response()
                 await connection.send_packed_command(packed)
                 try:
                     return await connection.read_response()
@@ -104,6 +128,9 @@ async def execute(redis: Redis, packed: bytes, timeout: float, where: str) -> Re
                     full = in_full(packed)
                     if full is None:
                         raise
+                    if before is not None:
+                        await connection.send_packed_command(before)
+                        await connection.read_response()
                     await connection.send_packed_command(full)
                     return await connection.read_response()
             finally:

@@ -7,7 +7,13 @@ have failed halfway through a script, so its outcome is ``"unknown"``.
 
 from __future__ import annotations
 
-from forze.errors import BackendCorrupt, BackendUnavailable, ConfigurationError, ForzeError
+from forze.errors import (
+    BackendCorrupt,
+    BackendUnavailable,
+    ConfigurationError,
+    ForzeError,
+    ValidationError,
+)
 
 BACKEND = "redis"
 
@@ -31,18 +37,28 @@ _FORBIDDEN = {
     "NOAUTH": "put a password (and user) into the DSN, or into RedisConfig",
     "WRONGPASS": "correct user and password in the DSN or in RedisConfig",
 }
+_MISUSED = {
+    "CROSSSLOT": "its keys live on different nodes of a cluster; give the keys of one call a "
+    "common hash tag ({...}), or make one call for each",
+}
 _CORRUPT = {
     "WRONGTYPE": "a key holds another type of value; somebody else writes under this namespace, "
     "give it another one or remove the key",
 }
 
+REDIRECTS = frozenset({"MOVED", "ASK", "TRYAGAIN"})
+"""With these a node of a cluster sends a command elsewhere, or asks for it again."""
+
 RECONNECT_ON = frozenset({"READONLY", "MASTERDOWN"})
 """After these the server is not the one we want: look again at who answers at the address."""
+
+_ELSEWHERE_IN_SCRIPT = "Script attempted to access a non local key in a cluster node"
+"""What a script is told of a key that it derived from its own, while their slot moves."""
 
 _IN_SCRIPT = ("ACL failure in script", "user executing the script can't")
 """How Valkey and Redis word NOPERM for a command that a script runs."""
 
-MAPPED = frozenset({*_REFUSED, *_FORBIDDEN, *_CORRUPT})
+MAPPED = frozenset({*_REFUSED, *_FORBIDDEN, *_CORRUPT, *_MISUSED})
 """Every first word the table knows."""
 
 
@@ -60,6 +76,17 @@ def error_from_reply(text: str, where: str) -> ForzeError:
         return ConfigurationError(
             f"Redis at {where} does not permit the command: {_FORBIDDEN[word]} (it said: {text})",
             name=word,
+        )
+    if word in _MISUSED:
+        return ValidationError(
+            f"Redis at {where} refused the command: {_MISUSED[word]} (it said: {text})"
+        )
+    if _ELSEWHERE_IN_SCRIPT in text:
+        return BackendUnavailable(
+            f"Redis at {where} broke a script off, because keys of its slot are moving to another "
+            f"node; try again shortly (it said: {text})",
+            backend=BACKEND,
+            outcome="unknown",
         )
     if word in _CORRUPT:
         return BackendCorrupt(

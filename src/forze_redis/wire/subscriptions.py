@@ -47,6 +47,11 @@ class Subscriptions:
         self._asked: dict[bytes, Connection] = {}
         self._confirmed: set[bytes] = set()
 
+    @property
+    def any(self) -> bool:
+        """Whether somebody listens."""
+        return bool(self._channels)
+
     def add(self, channel: str | bytes, heard: Heard) -> Subscription:
         """Listen as soon as the channel is subscribed to (see :meth:`ask`)."""
         name = channel if isinstance(channel, bytes) else channel.encode()
@@ -82,17 +87,23 @@ class Subscriptions:
         if self._asked.get(channel) is connection:
             self._confirmed.add(channel)
 
-    async def begin(self, connection: Connection, timeout: float) -> None:
-        """Hear every channel on a connection nobody uses yet; raises if it is lost meanwhile."""
-        self._asked.clear()
-        self._confirmed.clear()
+    async def begin(
+        self, connection: Connection, timeout: float, serves: Callable[[bytes], bool]
+    ) -> None:
+        """Hear the channels that a connection ``serves``, which nobody uses yet; raises if it is
+        lost meanwhile."""
+        channels = tuple(filter(serves, self._channels))
+        self._confirmed.difference_update(channels)
         try:
-            await asyncio.gather(
-                *(self.ask(connection, channel, timeout) for channel in self._channels)
-            )
+            await asyncio.gather(*(self.ask(connection, channel, timeout) for channel in channels))
         except (ConfigurationError, BackendCorrupt) as error:
             _log.warning("a channel cannot be heard (%s); its listeners ask by themselves", error)
-        self.missed(tuple(self._channels))
+        self.missed(channels)
+
+    @property
+    def channels(self) -> tuple[bytes, ...]:
+        """The channels that somebody listens to."""
+        return tuple(self._channels)
 
     def end(self) -> None:
         """Forget every channel: the event loop of their listeners is no longer ours."""
@@ -104,6 +115,8 @@ class Subscriptions:
         """Take a push message of the server."""
         if message[0] == b"smessage":
             self._tell(message[1], message[2])
+        elif message[0] == b"sunsubscribe":  # unasked: the channel's slot is another node's now
+            self._confirmed.discard(message[1])
 
     def missed(self, channels: Iterable[bytes]) -> None:
         """Tell the listeners of these channels that messages may have been lost."""

@@ -15,6 +15,9 @@ A tick grants trust for a moment only, so that a process that stood still serves
 kept before it has looked at the socket again; and never beyond three heartbeats from the
 *sending* of the last one that was answered, so that a dead link is not trusted for longer.
 
+Keys of a cluster have as many sources as it has primaries, and may move from one to another:
+a tier is trusted while every one of them pushes, and no longer than the most silent allows.
+
 Source: Redis documentation, client-side caching; ``CLIENT TRACKING``.
 """
 
@@ -24,6 +27,7 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Iterable, Sequence
+from functools import partial
 from math import inf
 from time import monotonic
 from typing import Final, Literal
@@ -55,20 +59,52 @@ _PING: Final = pack("PING")
 Pushes = Literal["off", "on", "down", "refused"]
 
 
+class Stream:
+    """The pushes on one connection. ``live`` prefixes are confirmed, ``asked`` ones were sent."""
+
+    __slots__ = ("alive", "asked", "asked_at", "connection", "live", "refused")
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.asked: set[str] = set()
+        self.live: set[str] = set()
+        self.refused = False
+        self.asked_at = self.alive = monotonic()
+
+    def ask(self, prefixes: Sequence[str], timeout: float) -> asyncio.Future[Reply]:
+        """Have the server push what changes under ``prefixes``."""
+        self.asked.update(prefixes)
+        named = [part for prefix in prefixes for part in ("PREFIX", prefix)]
+        return self.connection.ask(pack("CLIENT", "TRACKING", "ON", "BCAST", *named), timeout)
+
+    def beat(self, now: float, timeout: float) -> None:
+        """Ask for a sign of life."""
+        self.asked_at = now
+        self.connection.ask(_PING, timeout).add_done_callback(
+            lambda reply: self._answered(now, reply)
+        )
+
+    def _answered(self, asked_at: float, reply: asyncio.Future[Reply]) -> None:
+        """Whatever was pushed before an answered heartbeat was sent has been heard by now."""
+        if reply.cancelled():
+            return
+        if not isinstance(reply.exception(), BackendUnavailable | BackendTimeout):
+            self.alive = asked_at  # a refusal (ACL) is an answer too
+
+
 class Tracking:
-    """The tiers of one client, and the pushes they rely on."""
+    """The tiers of one client, and the streams of pushes they rely on: one from each source."""
 
     def __init__(self) -> None:
         self._told: dict[str | None, WeakSet[CacheInvalidation]] = {}
         self._pushed: dict[str, WeakSet[CacheInvalidation]] = {}
-        self._asked: set[str] = set()
-        self._live: set[str] = set()
+        self._sources: frozenset[object] = frozenset()
+        self._streams: dict[object, Stream] = {}
         self._refused = False
         self._said: set[str] = set()
-        self._connection: Connection | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._heartbeat = LONGEST_HEARTBEAT_SECONDS
-        self._asked_at = self._alive = self._due = self._stood = 0.0
+        self._due = self._stood = 0.0
 
     @property
     def state(self) -> Pushes:
@@ -77,7 +113,7 @@ class Tracking:
             return "off"
         if self._refused:
             return "refused"
-        return "on" if self._live else "down"
+        return "on" if any(map(self._is_live, self._pushed)) else "down"
 
     @property
     def bound_seconds(self) -> float:
@@ -100,11 +136,11 @@ class Tracking:
             return
         self._pushed.setdefault(prefix, WeakSet()).add(tier)
         tier.trust(inf if self._refused else -inf, self.bound_seconds)
-        connection = self._connection
-        if connection is not None and prefix not in self._asked and not self._refused:
-            self._ask(connection, (prefix,), self._heartbeat).add_done_callback(
-                lambda reply: self._answered(connection, prefix, reply)
-            )
+        for stream in self._streams.values():
+            if prefix not in stream.asked and not self._refused:
+                stream.ask((prefix,), self._heartbeat).add_done_callback(
+                    partial(self._answered, stream, prefix)
+                )
 
     def touched(self, keys: Sequence[str]) -> None:
         """This process changes these keys, or just did."""
@@ -119,7 +155,7 @@ class Tracking:
             tier.flush()
 
     def heard(self, message: Sequence[Reply]) -> None:
-        """Take a push message of the server."""
+        """Take a push message of a server."""
         if message[0] != b"invalidate":
             return
         if message[1] is None:  # FLUSHALL, FLUSHDB
@@ -134,23 +170,32 @@ class Tracking:
         prefix = key[: key.find(POINTER) + len(POINTER)]
         return (*self._told.get(prefix, ()), *self._told.get(None, ()))
 
-    # -- the stream ------------------------------------------------------------
+    # -- the streams -----------------------------------------------------------
 
-    async def begin(self, connection: Connection, timeout: float, heartbeat: float) -> None:
+    def rely_on(self, sources: Iterable[object]) -> None:
+        """Every one of these has to push, or nothing is trusted. Without it: whoever does."""
+        before, self._sources = self._sources, frozenset(sources)
+        if self._sources - before:
+            self._distrust()
+        for source in self._streams.keys() - self._sources if self._sources else ():
+            del self._streams[source]
+
+    async def begin(
+        self, source: object, connection: Connection, timeout: float, heartbeat: float
+    ) -> None:
         """Follow every prefix on a connection nobody uses yet; raises if it is lost meanwhile."""
         self._heartbeat = max(TICK_SECONDS, min(heartbeat, LONGEST_HEARTBEAT_SECONDS))
-        self._refused = False
-        self._connection = connection
-        self._asked_at = self._alive = monotonic()
+        stream = self._streams[source] = Stream(connection)
+        self._refused = any(each.refused for each in self._streams.values())
         prefixes = tuple(self._pushed)
         if prefixes:
             try:
-                await self._ask(connection, prefixes, timeout)
+                await stream.ask(prefixes, timeout)
             except (ConfigurationError, BackendCorrupt) as error:
-                self._refuse(error)
+                self._refuse(stream, error)
             else:
-                if connection is self._connection:  # not lost in the very turn of its answer
-                    self._live.update(prefixes)
+                if self._stands(stream):  # not lost in the very turn of its answer
+                    stream.live.update(prefixes)
         self._grant(monotonic())
         self._arm()
 
@@ -159,46 +204,53 @@ class Tracking:
         self._flush(self._told.values())
 
     def end(self, connection: Connection | None = None) -> None:
-        """The connection is gone (None: whichever there was): keep and serve nothing pushed."""
-        if connection is not None and connection is not self._connection:
+        """The connection is gone (None: every one): keep and serve nothing pushed."""
+        ended = [
+            source
+            for source, stream in self._streams.items()
+            if connection is None or stream.connection is connection
+        ]
+        if not ended and connection is not None:
             return
-        self._connection = None
-        self._asked.clear()
-        self._live.clear()
-        if self._timer is not None:
+        for source in ended:
+            del self._streams[source]
+        if connection is None:
+            self._sources = frozenset()
+        if not self._streams and self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not self._refused:
-            for tiers in self._pushed.values():
-                for tier in tiers:
-                    tier.trust(-inf, 0.0)
-            self._flush(self._pushed.values())
+        self._distrust()
 
-    def _ask(
-        self, connection: Connection, prefixes: Sequence[str], timeout: float
-    ) -> asyncio.Future[Reply]:
-        self._asked.update(prefixes)
-        named = [part for prefix in prefixes for part in ("PREFIX", prefix)]
-        return connection.ask(pack("CLIENT", "TRACKING", "ON", "BCAST", *named), timeout)
+    def _stands(self, stream: Stream) -> bool:
+        return any(each is stream for each in self._streams.values())
 
-    def _answered(self, connection: Connection, prefix: str, reply: asyncio.Future[Reply]) -> None:
+    def _is_live(self, prefix: str) -> bool:
+        """Whether every source there has to be pushes what changes under ``prefix``."""
+        streams = self._streams
+        return (
+            bool(streams)
+            and self._sources <= streams.keys()
+            and all(prefix in each.live for each in streams.values())
+        )
+
+    def _answered(self, stream: Stream, prefix: str, reply: asyncio.Future[Reply]) -> None:
         """A prefix that came while the connection was in use is followed, or is not."""
         error = reply.exception() if not reply.cancelled() else None
-        if connection is not self._connection:
+        if not self._stands(stream):
             return
         if error is None and not reply.cancelled():
-            self._live.add(prefix)
+            stream.live.add(prefix)
             self._flush((self._pushed[prefix],))
             self._grant(monotonic())
             self._arm()
         elif isinstance(error, ConfigurationError | BackendCorrupt):
-            self._refuse(error)
+            self._refuse(stream, error)
         else:
-            connection.lose()  # the next one asks again
+            stream.connection.lose()  # the next one asks again
 
-    def _refuse(self, error: ForzeError) -> None:
-        self._refused = True
-        self._live.clear()
+    def _refuse(self, stream: Stream, error: ForzeError) -> None:
+        self._refused = stream.refused = True
+        stream.live.clear()
         for tiers in self._pushed.values():
             for tier in tiers:
                 tier.trust(inf, inf)
@@ -211,7 +263,7 @@ class Tracking:
     # -- trust -----------------------------------------------------------------
 
     def _arm(self) -> None:
-        if self._timer is None and self._live:
+        if self._timer is None and any(each.live for each in self._streams.values()):
             self._due = monotonic() + TICK_SECONDS
             self._timer = asyncio.get_running_loop().call_later(
                 TICK_SECONDS, self._tick, context=contextvars.Context()
@@ -219,38 +271,44 @@ class Tracking:
 
     def _tick(self) -> None:
         self._timer = None
-        connection, now = self._connection, monotonic()
-        if connection is None or not self._live:
-            return
+        now = monotonic()
         if now - self._due > STALL_SECONDS:
             self._stood = now  # the silence may have been ours; nothing is trusted for it
         else:
-            silence = now - max(self._alive, self._stood)
-            if silence > self.bound_seconds:
-                _log.warning("Redis answered no heartbeat for %.1f s: reconnecting", silence)
-                connection.lose()
-                return
+            for stream in tuple(self._streams.values()):
+                self._listen(stream, now)
             self._grant(now)
-        if now - self._asked_at >= self._heartbeat:
-            self._asked_at = now
-            connection.ask(_PING, self.bound_seconds).add_done_callback(
-                lambda reply: self._beat(connection, now, reply)
-            )
+        for stream in self._streams.values():
+            if stream.live and now - stream.asked_at >= self._heartbeat:
+                stream.beat(now, self.bound_seconds)
         self._arm()
 
-    def _beat(self, connection: Connection, asked_at: float, reply: asyncio.Future[Reply]) -> None:
-        """Whatever was pushed before an answered heartbeat was sent has been heard by now."""
-        if reply.cancelled():
-            return
-        unanswered = isinstance(reply.exception(), BackendUnavailable | BackendTimeout)
-        if not unanswered and connection is self._connection:
-            self._alive = asked_at  # a refusal (ACL) is an answer too
+    def _listen(self, stream: Stream, now: float) -> None:
+        """Give up a connection that has been silent for too long."""
+        silence = now - max(stream.alive, self._stood)
+        if silence > self.bound_seconds:
+            _log.warning("Redis answered no heartbeat for %.1f s: reconnecting", silence)
+            stream.connection.lose()
 
     def _grant(self, now: float) -> None:
-        until = min(now + TRUST_SECONDS, self._alive + self.bound_seconds)
-        for prefix in self._live:
-            for tier in self._pushed[prefix]:
-                tier.trust(until, self.bound_seconds)
+        """Trust until the next ticks, and no longer than the most silent source allows."""
+        if self._refused or not self._streams:
+            return
+        alive = min(each.alive for each in self._streams.values())
+        until = min(now + TRUST_SECONDS, alive + self.bound_seconds)
+        for prefix, tiers in self._pushed.items():
+            if self._is_live(prefix):
+                for tier in tiers:
+                    tier.trust(until, self.bound_seconds)
+
+    def _distrust(self) -> None:
+        """Something may be changing unheard: nothing pushed is kept or served."""
+        if self._refused:
+            return
+        for tiers in self._pushed.values():
+            for tier in tiers:
+                tier.trust(-inf, 0.0)
+        self._flush(self._pushed.values())
 
     def _flush(self, groups: Iterable[WeakSet[CacheInvalidation]]) -> None:
         for tiers in groups:
