@@ -11,18 +11,23 @@ python := venv / "bin/python"
 default:
     @just --list --unsorted
 
-# Cached reads on servers of its own, step by step; `just demo push` is one step
-demo step="main": _setup
+# Cached reads on servers of its own; `just demo push` is one step of it, `just demo locks` another recipe
+demo name="main": _setup
     #!/usr/bin/env bash
     set -euo pipefail
-    cd "{{ justfile_directory() }}/examples/recipes/cache_reads"
-    steps=$(grep -l 'sys.exit(perform(' *.py | sed 's/\.py$//')
-    step=${1%.py} step=${step//-/_}
-    if ! grep -qxF -e "$step" <<<"$steps"; then
-        echo "just demo: there is no step '$1'; there are:" $steps >&2
-        exit 2
+    cd "{{ justfile_directory() }}/examples/recipes"
+    name=${1%.py} name=${name//-/_}
+    steps=$(cd cache_reads && grep -l 'sys.exit(perform(' *.py | sed 's/\.py$//')
+    recipes=$(ls)
+    if grep -qxF -e "$name" <<<"$steps"; then
+        cd cache_reads
+        exec "{{ python }}" "$name.py"
+    elif grep -qxF -e "$name" <<<"$recipes"; then
+        cd "$name"
+        exec "{{ python }}" main.py
     fi
-    exec "{{ python }}" "$step.py"
+    echo "just demo: there is no '$1'; there are the recipes" $recipes "and the steps of cache_reads:" $steps >&2
+    exit 2
 
 # Run the tests; arguments go to pytest
 test *args: _setup

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench import costs, hit_ratio, hot, reads, writes
+from bench import coordination, costs, hit_ratio, hot, reads, writes
 from bench.workload import DOCUMENTS, Servers, prepare, servers
 
 OUT = Path(__file__).parent / "out"
@@ -22,13 +22,15 @@ PACKAGES = ("redis", "hiredis", "asyncpg", "pydantic", "uvloop", "valkey-embedde
 
 def main() -> None:
     """Measure, print, write ``bench/out/latest.json``."""
-    if sys.argv[1:2] == ["hit-ratio"]:
-        hit_ratio.main(sys.argv[2:])
+    parts = {"hit-ratio": hit_ratio.main, "coordination": coordination.main}
+    if (part := parts.get(sys.argv[1] if sys.argv[1:] else "")) is not None:
+        part(sys.argv[2:])
         return
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description=__doc__,
-        epilog="`python -m bench hit-ratio --help`: the in-process stores over access traces",
+        epilog="`python -m bench hit-ratio --help`: the in-process stores over access traces; "
+        "`python -m bench coordination --help`: locks, counters and the like",
     )
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default 7)")
     parser.add_argument("--seconds", type=float, default=0.6, help="per visit (default 0.6)")

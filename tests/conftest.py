@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 import asyncpg
 import pytest
 
+from forze.testing.cluster import ValkeyCluster
 from forze.testing.servers import PostgresServer, RedisServer, RespServer, ValkeyServer
 
 _NO_REDIS = "no redis-server on the PATH: nothing was tested against Redis 7"
@@ -31,6 +32,13 @@ def redis7() -> Iterator[RedisServer]:
         pytest.skip(_NO_REDIS)
     with RedisServer() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def valkey_cluster() -> Iterator[ValkeyCluster]:
+    """The session's cluster of three Valkey nodes; to be left with its slots where they are."""
+    with ValkeyCluster() as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session", params=["valkey", "redis7"])

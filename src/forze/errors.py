@@ -6,6 +6,7 @@
     ├── ConfigurationError          wiring, specs, DSNs, schemas: fix the program
     ├── ValidationError             an argument that cannot be accepted
     ├── NotFoundError               no such document
+    │   └── SnapshotGone            the search's snapshot has expired; search anew
     ├── ConflictError               the state forbids it (duplicate id, constraint)
     │   ├── RevisionMismatch        a stale ``rev``; carries the current one
     │   ├── TransactionDoomed       an inner block failed, the outer one cannot commit
@@ -93,6 +94,18 @@ class NotFoundError(ForzeError):
         super().__init__(message)
         self.resource = resource
         self.ids = tuple(str(each) for each in ids)
+
+
+class SnapshotGone(NotFoundError):
+    """The snapshot that a cursor belongs to exists no longer; the search has to begin anew."""
+
+    def __init__(self, *, resource: str, run_id: str) -> None:
+        super().__init__(
+            f"{resource}: the search results that this cursor belongs to have expired (or were "
+            "deleted); search again without it, or ask for them to be rebuilt",
+            resource=resource,
+            ids=(run_id,),
+        )
 
 
 class ConflictError(ForzeError):

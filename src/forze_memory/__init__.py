@@ -1,7 +1,7 @@
 """Every port in process: for a start without servers, and as a double that keeps the rules."""
 
 from forze_memory.cache import MemoryCache
-from forze_memory.config import MemoryCacheConfig, MemoryDocumentConfig
+from forze_memory.config import MemoryCacheConfig, MemoryDocumentConfig, MemoryResourceConfig
 from forze_memory.documents import MemoryDocumentStore
 from forze_memory.module import MemoryDepsModule
 
@@ -11,4 +11,5 @@ __all__ = [
     "MemoryDepsModule",
     "MemoryDocumentConfig",
     "MemoryDocumentStore",
+    "MemoryResourceConfig",
 ]

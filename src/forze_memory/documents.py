@@ -118,6 +118,14 @@ class MemoryDocumentStore(Generic[R]):
             items = [self._load(self._read, row) for row in matching[:limit]]
             return StoredPage(items, len(matching) > limit)
 
+    async def find_ids(self, filters: Filters, sort: Sort, limit: int) -> list[UUID]:
+        tenant, holds = self._tenant(), self._matcher(filters)
+        by_key = order(parse_sort(self._read, sort))
+        async with self._database.statement(self._table, writes=False) as statement:
+            matching = self._matching(statement, tenant, holds)
+            matching.sort(key=lambda each: by_key(each[1].columns))
+            return [pk for pk, _ in matching[:limit]]
+
     async def count(self, filters: Filters) -> int:
         tenant, holds = self._tenant(), self._matcher(filters)
         async with self._database.statement(self._table, writes=False) as statement:

@@ -198,7 +198,7 @@ class MemoryPointers:
     def one_namespace(self) -> bool:
         return True
 
-    def available(self) -> bool:
+    def available(self, place: str | None = None) -> bool:
         return True
 
     def watch(self, tier: CacheInvalidation) -> None:
@@ -207,7 +207,10 @@ class MemoryPointers:
     def on_recovery(self, callback: Callable[[], None]) -> None:
         """Never called: what lives in the process is never away."""
 
-    def token(self) -> str:
+    def owing(self, namespace: str, owes: bool) -> None:
+        """Nothing is ever owed for long."""
+
+    def token(self, address: str | None = None) -> str:
         return next(self._tokens)
 
     async def read(self, address: str, token: str) -> bytes | Aging | Miss:

@@ -4,6 +4,8 @@ from forze_postgres.client import PostgresClient, PostgresClientDepKey, Postgres
 from forze_postgres.config import PostgresConfig
 from forze_postgres.document import PostgresDocumentStore
 from forze_postgres.document_config import PostgresDocumentConfig, PostgresReadOnlyDocumentConfig
+from forze_postgres.fenced import check_fence, fenced_update
+from forze_postgres.idempotency import PostgresIdempotencyConfig, idempotency_table_sql
 from forze_postgres.lifecycle import PostgresLifecycleModule, postgres_lifecycle_step
 from forze_postgres.module import PostgresDepsModule
 from forze_postgres.transaction import PostgresTransactionManager
@@ -16,8 +18,12 @@ __all__ = [
     "PostgresDocumentConfig",
     "PostgresDocumentStore",
     "PostgresHealth",
+    "PostgresIdempotencyConfig",
     "PostgresLifecycleModule",
     "PostgresReadOnlyDocumentConfig",
     "PostgresTransactionManager",
+    "check_fence",
+    "fenced_update",
+    "idempotency_table_sql",
     "postgres_lifecycle_step",
 ]

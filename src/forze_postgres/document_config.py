@@ -81,7 +81,7 @@ def _check(config: AnyDocumentConfig) -> None:
     owner = type(config).__name__
     for name in ("read", "write"):
         if hasattr(config, name):
-            object.__setattr__(config, name, _relation(owner, name, getattr(config, name)))
+            object.__setattr__(config, name, checked_relation(owner, name, getattr(config, name)))
     for name in ("tenant_aware", "ttl_only"):
         if not isinstance(getattr(config, name), bool):
             raise ConfigurationError(f"{owner}: {name} is True or False", name=name)
@@ -92,11 +92,12 @@ def _check(config: AnyDocumentConfig) -> None:
                 f"{owner}: {name} takes several names; write ({others!r},)", name=name
             )
         pairs = (each.split(".") if isinstance(each, str) else each for each in others)
-        named = tuple(_relation(owner, name, each) for each in pairs)
+        named = tuple(checked_relation(owner, name, each) for each in pairs)
         object.__setattr__(config, name, named)
 
 
-def _relation(owner: str, name: str, value: Any) -> Relation:
+def checked_relation(owner: str, name: str, value: Any) -> Relation:
+    """``value`` as ``(schema, relation)``; raises ``ConfigurationError`` where it is none."""
     pair = tuple(value) if isinstance(value, tuple | list) else ()
     if len(pair) != 2 or not all(isinstance(each, str) and each for each in pair):
         raise ConfigurationError(

@@ -94,6 +94,10 @@ class Statements:
             f"ORDER BY {order} LIMIT {limit}"
         )
 
+    def ids(self, terms: Sequence[str], order: str, limit: str) -> str:
+        """The ids of what matches ``terms``, in order."""
+        return f'SELECT "id" FROM {self._read}{self._where(terms)} ORDER BY {order} LIMIT {limit}'
+
     def count(self, terms: Sequence[str]) -> str:
         """How many match ``terms``."""
         return f"SELECT count(*) FROM {self._read}{self._where(terms)}"

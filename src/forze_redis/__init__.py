@@ -1,9 +1,17 @@
 """Redis and Valkey for forze: the client, caches, and their lifecycle."""
 
+from forze_redis.acl import acl_rules
 from forze_redis.client import RedisClient, RedisClientDepKey, RedisHealth
-from forze_redis.config import RedisCacheConfig
-from forze_redis.lifecycle import redis_lifecycle_step
+from forze_redis.config import (
+    RedisCacheConfig,
+    RedisCounterConfig,
+    RedisDistributedLockConfig,
+    RedisIdempotencyConfig,
+    RedisSearchSnapshotConfig,
+)
+from forze_redis.lifecycle import redis_lifecycle_step, routed_redis_lifecycle_step
 from forze_redis.module import RedisDepsModule
+from forze_redis.routed import RoutedRedisClient
 from forze_redis.wire.config import RedisConfig
 
 __all__ = [
@@ -11,7 +19,14 @@ __all__ = [
     "RedisClient",
     "RedisClientDepKey",
     "RedisConfig",
+    "RedisCounterConfig",
     "RedisDepsModule",
+    "RedisDistributedLockConfig",
     "RedisHealth",
+    "RedisIdempotencyConfig",
+    "RedisSearchSnapshotConfig",
+    "RoutedRedisClient",
+    "acl_rules",
     "redis_lifecycle_step",
+    "routed_redis_lifecycle_step",
 ]

@@ -1,6 +1,7 @@
 """The Redis cache: direct values (:class:`RedisCache`) and pointers (:class:`RedisPointers`).
 
-Each method is one script call, one round trip; calls on many keys are cut into batches.
+Each method is one script call, one round trip; calls on many keys are cut into batches. On a
+cluster different keys are in different slots, so each has a call of its own, sent together.
 No policy and no time here: what a state means is in
 ``forze.application.integrations.document.protocol``, and the scripts in ``lua/`` carry
 the same transitions out on the server.
@@ -30,10 +31,13 @@ from forze.application.integrations.document.protocol import (
     INTENT_MS,
     LEASE_MS,
 )
-from forze.errors import BackendCorrupt, BackendUnavailable
+from forze.errors import BackendCorrupt, BackendError, BackendUnavailable
 from forze_redis.client import RedisClient
 from forze_redis.config import RedisCacheConfig
 from forze_redis.keys import POINTER, CacheKeys, plain_of
+from forze_redis.scan import remove_all
+from forze_redis.wire.handshake import UNKNOWN_GENERATION
+from forze_redis.wire.link import Incarnation
 from forze_redis.wire.scripts import Script, load_script, pack
 
 T = TypeVar("T")
@@ -65,6 +69,7 @@ _MISSES = {1: Miss.LEASED, 2: Miss.HELD, 3: Miss.INTENT, 4: Miss.LARGE}
 _LEASE_MS = str(LEASE_MS)
 _LIMIT = str(SHARED_LIMIT_BYTES)
 _GLOB = re.compile(r"[][*?\\]")
+_NOBODY = Incarnation(UNKNOWN_GENERATION)
 
 
 class RedisPointers:
@@ -77,6 +82,8 @@ class RedisPointers:
         config: RedisCacheConfig,
         spec: CacheSpec,
         schema: str,
+        *,
+        prefix: str | None = None,
     ) -> None:
         self._client = client
         self._keys = keys
@@ -88,14 +95,31 @@ class RedisPointers:
         self._tail = "".join(f"\r\n${len(each)}\r\n{each}" for each in self._how) + "\r\n"
         self._send = client.send_cached
         self.address = keys.pointer
-        self._identify("", client.generation)
+        self._one: _Identity | None = None
+        self._identify()
+        if prefix is not None:
+            self._prefix = prefix  # of tokens given out before there was a connection
         client.on_reconnect(self._identify)
 
-    def _identify(self, _: str, generation: str) -> None:
+    def _identify(self, *_: object) -> None:
         """A new connection: tokens of the old one hold nothing, the generation may be another."""
         self._prefix = token_hex(6)
-        self._tag = generation + self._schema
-        self._read_tag = f"\r\n${len(self._tag)}\r\n{self._tag}\r\n$"
+        server = self._client.incarnation()
+        self._one = None if server is None else _Identity(server.generation + self._schema)
+
+    def _identity(self, address: str) -> _Identity:
+        """In whose name ``address`` is asked for: of the one server there is, or of its node."""
+        if self._one is not None:
+            return self._one
+        server = self._client.incarnation(address) or _NOBODY
+        identity: _Identity | None = server.known_as.get(self._schema)
+        if identity is None:
+            identity = _Identity(server.generation + self._schema)
+            server.known_as[self._schema] = identity
+        return identity
+
+    def _batches(self, items: Sequence[T]) -> Iterator[Sequence[T]]:
+        return _batches(items, 1 if self._client.clustered else KEYS_PER_CALL)
 
     @property
     def on_outage(self) -> OnOutage:
@@ -113,51 +137,72 @@ class RedisPointers:
     def one_namespace(self) -> bool:
         return not callable(self._config.namespace)
 
-    def available(self) -> bool:
-        return self._client.available()
+    def available(self, place: str | None = None) -> bool:
+        return self._client.available(None if place is None or POINTER not in place else place)
 
     def on_recovery(self, callback: Callable[[], None]) -> None:
         self._client.on_recovery(callback)
 
-    def token(self) -> str:
+    def owing(self, namespace: str, owes: bool) -> None:
+        """The client stays connected in any case."""
+
+    def token(self, address: str | None = None) -> str:
         return f"{self._prefix}{next(self._count):x}"
 
     async def read(self, address: str, token: str) -> bytes | Aging | Miss:
         # The hottest line there is: joined by hand, cheaper than packing eight arguments.
-        tag = self._read_tag
+        mine = self._one or self._identity(address)
         reply = await self._send(
-            f"{self._head}${len(address)}\r\n{address}{tag}{len(token)}\r\n{token}"
+            f"{self._head}${len(address)}\r\n{address}{mine.read_tag}{len(token)}\r\n{token}"
             f"{self._tail}".encode()
         )
-        if tag is not self._read_tag:
+        if mine is not (self._one or self._identity(address)):
             raise _another_server()
         return reply if reply.__class__ is bytes else _other(reply)
 
     async def read_many(self, addresses: Sequence[str], token: str) -> list[bytes | Aging | Miss]:
-        tag = self._tag
-        args = (tag, token, *self._how)
-        batches = list(_batches(addresses))
-        answers = await asyncio.gather(
-            *(self._client.run_cached(READ, keys, args) for keys in batches)
+        """What some nodes of a cluster do not answer is ``AWAY``; without any answer it raises."""
+        asked = [(keys, self._identity(keys[0])) for keys in self._batches(addresses)]
+        replies = await asyncio.gather(
+            *(
+                self._client.run_cached(READ, keys, (its.tag, token, *self._how))
+                for keys, its in asked
+            ),
+            return_exceptions=True,
         )
-        if tag is not self._tag:
-            raise _another_server()
-        return [
-            each if isinstance(each, bytes) else _other(each)
-            for keys, answer in zip(batches, answers, strict=True)
-            for each in (answer if len(keys) > 1 else (answer,))
-        ]
+        found: list[bytes | Aging | Miss] = []
+        failed: list[BaseException] = []
+        for (keys, its), reply in zip(asked, replies, strict=True):
+            answer = reply if its is self._identity(keys[0]) else _another_server()
+            if isinstance(answer, BaseException):
+                failed.append(answer)
+                self.give_back(keys, token)
+                found += [Miss.AWAY] * len(keys)
+            else:
+                each = answer if len(keys) > 1 else (answer,)
+                found += (one if isinstance(one, bytes) else _other(one) for one in each)
+        for error in failed:
+            alone = not self._client.clustered or len(failed) == len(asked)
+            if alone or not isinstance(error, BackendError):
+                raise error
+        return found
 
     async def read_large(self, address: str) -> bytes | None:
         reply = await self._client.call_large(
-            "EVALSHA", READ_LARGE.sha1, 1, address, self._tag, timeout=LARGE_SECONDS
+            "EVALSHA",
+            READ_LARGE.sha1,
+            1,
+            address,
+            self._identity(address).tag,
+            timeout=LARGE_SECONDS,
         )
         return reply if isinstance(reply, bytes) else None
 
     async def elect(self, address: str, token: str) -> bool:
         if not token.startswith(self._prefix):
             return False  # it could not fill
-        return bool(await self._client.run_cached(ELECT, (address,), (self._tag, token, _LEASE_MS)))
+        tag = self._identity(address).tag
+        return bool(await self._client.run_cached(ELECT, (address,), (tag, token, _LEASE_MS)))
 
     async def fill(self, fills: Sequence[Fill]) -> list[bool]:
         prefix = self._prefix
@@ -167,16 +212,37 @@ class RedisPointers:
             if len(batch[0].body) > LARGE_FILL_BYTES:
                 stored[batch[0].address] = await self._fill_large(batch[0])
                 continue
-            args: list[Any] = [self._tag]
-            for each in batch:
-                args += _stored(each)
-            replies = await self._client.run_cached(FILL, [each.address for each in batch], args)
-            stored |= {each.address: bool(ok) for each, ok in zip(batch, replies, strict=True)}
+            stored |= await self._fill(batch)
         # Accepted by a server that came after the lease, a fill proves nothing.
         return [stored.get(each.address, False) and prefix is self._prefix for each in fills]
 
+    async def _fill(self, fills: Sequence[Fill]) -> dict[str, bool]:
+        """One call for all; on a cluster one for each, sent together."""
+        stored: dict[str, bool] = {}
+        batches = list(self._batches(fills))
+        replies = await asyncio.gather(
+            *(
+                self._client.run_cached(
+                    FILL,
+                    [each.address for each in batch],
+                    (
+                        self._identity(batch[0].address).tag,
+                        *(part for each in batch for part in _stored(each)),
+                    ),
+                )
+                for batch in batches
+            ),
+            return_exceptions=len(batches) > 1,
+        )
+        for batch, answer in zip(batches, replies, strict=True):
+            if not isinstance(answer, BaseException):
+                stored |= {each.address: bool(ok) for each, ok in zip(batch, answer, strict=True)}
+            elif not isinstance(answer, BackendError):
+                raise answer
+        return stored
+
     async def _fill_large(self, fill: Fill) -> bool:
-        arguments = (fill.address, self._tag, *_stored(fill))
+        arguments = (fill.address, self._identity(fill.address).tag, *_stored(fill))
         return bool(
             await self._client.call_large(
                 "EVALSHA", FILL_LARGE.sha1, 1, *arguments, timeout=LARGE_SECONDS
@@ -192,9 +258,10 @@ class RedisPointers:
     def _unawaited(self, addresses: Sequence[str], token: str, milliseconds: str) -> None:
         if not token.startswith(self._prefix):
             return  # taken on a connection that is gone: worthless, and lapsing
-        for keys in _batches(addresses):
+        for keys in self._batches(addresses):
+            tag = self._identity(keys[0]).tag
             self._client.post(
-                pack("EVALSHA", LEASE.sha1, len(keys), *keys, self._tag, token, milliseconds)
+                pack("EVALSHA", LEASE.sha1, len(keys), *keys, tag, token, milliseconds)
             )
 
     def intend(self, addresses: Sequence[str], write_id: str) -> Awaitable[None]:
@@ -207,11 +274,10 @@ class RedisPointers:
         self, script: Script, addresses: Sequence[str], args: Sequence[Any]
     ) -> Awaitable[Any]:
         """Send now; what comes back is awaited for the answer to all of it."""
-        if len(addresses) <= KEYS_PER_CALL:
+        batches = list(self._batches(addresses))
+        if len(batches) == 1:
             return self._client.change(script, addresses, args)
-        return asyncio.gather(
-            *(self._client.change(script, keys, args) for keys in _batches(addresses))
-        )
+        return asyncio.gather(*(self._client.change(script, keys, args) for keys in batches))
 
     def namespace(self, address: str | None = None) -> str:
         prefix = self._keys.prefix() if address is None else address
@@ -219,17 +285,9 @@ class RedisPointers:
 
     async def clear(self, namespace: str) -> int:
         pattern = _GLOB.sub(r"\\\g<0>", namespace + POINTER) + "*"
-        removed, cursor = 0, b"0"
         self._client.tracking.cleared(namespace)
         try:
-            while True:
-                cursor, keys = await self._client.call(
-                    "SCAN", cursor, "MATCH", pattern, "COUNT", 1000
-                )
-                if keys:
-                    removed += await self._client.call("UNLINK", *keys)
-                if cursor == b"0":
-                    return removed
+            return await remove_all(self._client, pattern)
         finally:
             self._client.tracking.cleared(namespace)
 
@@ -252,7 +310,10 @@ class RedisCache(DirectCache[Pair]):
         self._client = client
         self._config = config
         self._keys = CacheKeys(
-            config.namespace, tenant_aware=config.tenant_aware, resource=f"cache {spec.name!r}"
+            client,
+            config.namespace,
+            tenant_aware=config.tenant_aware,
+            resource=f"cache {spec.name!r}",
         )
 
     def pointers(self, fingerprint: str) -> RedisPointers:
@@ -267,14 +328,19 @@ class RedisCache(DirectCache[Pair]):
 
     async def _load(self, addresses: Sequence[Pair]) -> list[bytes | None]:
         """Large values are fetched apart, one by one."""
-        generation = self._client.generation
-        replies = await self._each(GET, addresses, lambda _: (generation, _LIMIT))
+        replies = await self._each(
+            GET, addresses, lambda pairs: (self._generation(pairs[0]), _LIMIT)
+        )
         for at, reply in enumerate(replies):
             if reply == 4:
+                generation = self._generation(addresses[at])
                 (replies[at],) = await self._client.call_large(
                     "EVALSHA", GET.sha1, 2, *addresses[at], generation, "0"
                 )
         return replies
+
+    def _generation(self, pair: Pair) -> str:
+        return (self._client.incarnation(pair[0]) or _NOBODY).generation
 
     async def _store(self, bodies: Mapping[Pair, bytes], life_ms: int) -> None:
         await self._each(
@@ -282,14 +348,13 @@ class RedisCache(DirectCache[Pair]):
         )
 
     async def _put(self, entries: Sequence[tuple[Pair, str, bytes]], life_ms: int) -> list[bool]:
-        tag = self._client.generation + DIRECT
-        stored: list[bool] = []
-        for batch in _batches(entries):
+        def put(batch: Sequence[tuple[Pair, str, bytes]]) -> Awaitable[Any]:
+            tag = self._generation(batch[0][0]) + DIRECT
             args = [part for _, version, body in batch for part in (version, body)]
             pointers = [pair[0] for pair, _, _ in batch]
-            replies = await self._client.change(PUT, pointers, (tag, life_ms, *args))
-            stored += map(bool, replies)
-        return stored
+            return self._client.change(PUT, pointers, (tag, life_ms, *args))
+
+        return [bool(each) for each in await self._in_batches(entries, put)]
 
     async def _remove(self, addresses: Sequence[Pair], *, hard: bool = True) -> list[bool]:
         replies = await self._each(REMOVE, addresses, lambda _: ("1" if hard else "0",))
@@ -303,12 +368,35 @@ class RedisCache(DirectCache[Pair]):
     ) -> list[Any]:
         """Run ``script`` over batches of pairs; the replies of all, in order."""
         run = self._client.run_cached if script is GET else self._client.change
-        replies: list[Any] = []
-        for batch in _batches(pairs):
-            keys = [key for pair in batch for key in pair]
-            reply = await run(script, keys, args(batch))
-            replies += reply if isinstance(reply, list) else (reply,)
-        return replies
+
+        def call(batch: Sequence[Pair]) -> Awaitable[Any]:
+            return run(script, [key for pair in batch for key in pair], args(batch))
+
+        return await self._in_batches(pairs, call)
+
+    async def _in_batches(
+        self, items: Sequence[T], call: Callable[[Sequence[T]], Awaitable[Any]]
+    ) -> list[Any]:
+        """The replies of all, in order: batch after batch, or each by itself on a cluster."""
+        if self._client.clustered:
+            answers = await asyncio.gather(*map(call, _batches(items, 1)))
+        else:
+            answers = [await call(batch) for batch in _batches(items, KEYS_PER_CALL)]
+        return [
+            reply
+            for answer in answers
+            for reply in (answer if isinstance(answer, list) else (answer,))
+        ]
+
+
+class _Identity:
+    """In whose name readers of one schema ask one server: its generation, and their schema."""
+
+    __slots__ = ("read_tag", "tag")
+
+    def __init__(self, tag: str) -> None:
+        self.tag = tag
+        self.read_tag = f"\r\n${len(tag)}\r\n{tag}\r\n$"
 
 
 def _another_server() -> BackendUnavailable:
@@ -347,8 +435,8 @@ def _other(reply: object) -> Aging | Miss:
         ) from None
 
 
-def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    return (items[at : at + KEYS_PER_CALL] for at in range(0, len(items), KEYS_PER_CALL))
+def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[at : at + size] for at in range(0, len(items), size))
 
 
 def _by_bytes(fills: Sequence[Fill]) -> Iterator[list[Fill]]:

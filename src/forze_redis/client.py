@@ -23,10 +23,10 @@ import re
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from time import monotonic
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, cast
 
 from redis.asyncio import Redis
 
@@ -34,19 +34,22 @@ from forze.application.contracts.deps import DepKey
 from forze.errors import BackendUnavailable, ConfigurationError, ForzeError
 from forze_redis.pipeline import Pipeline
 from forze_redis.wire.availability import Availability
+from forze_redis.wire.cluster import Cluster, Shape
 from forze_redis.wire.config import RedisConfig, seconds
 from forze_redis.wire.connection import Reply
 from forze_redis.wire.dsn import Endpoint, parse_dsn
-from forze_redis.wire.link import Link, Listeners, weakly
-from forze_redis.wire.pool import LARGE_BYTES, execute
+from forze_redis.wire.link import Incarnation, Link, Listeners, weakly
+from forze_redis.wire.pool import LARGE_BYTES
 from forze_redis.wire.replies import BACKEND
 from forze_redis.wire.scripts import Script, pack
+from forze_redis.wire.slots import own_row
 from forze_redis.wire.subscriptions import Heard, Subscription
 from forze_redis.wire.tracking import Tracking
 
 Argument: TypeAlias = str | bytes | int | float
 
 _PING = pack("PING")
+_OF_ONE_SERVER = frozenset({"DBSIZE", "FLUSHALL", "FLUSHDB", "KEYS", "RANDOMKEY", "SCAN"})
 _not_shared = re.compile(
     r"AUTH|HELLO|MONITOR|P?SYNC|QUIT|RESET|SELECT|DISCARD|EXEC|MULTI|(UN)?WATCH|[PS]?(UN)?SUBSCRIBE"
     r"|BLM?POP|BLMOVE|BRPOP(LPUSH)?|BZMPOP|BZPOP(MAX|MIN)",
@@ -57,9 +60,13 @@ _not_shared = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedisHealth:
-    """What :meth:`RedisClient.health` saw. ``breaker`` is ``"open"`` while the server is away."""
+    """What :meth:`RedisClient.health` saw. ``breaker`` is ``"open"`` while the server is away.
+
+    Of a cluster it is ok when every primary is, and ``nodes`` has each by itself.
+    """
 
     ok: bool
+    where: str | None = None
     server: str | None = None
     version: str | None = None
     latency_ms: float | None = None
@@ -68,10 +75,29 @@ class RedisHealth:
     breaker_since: datetime | None = None
     in_flight: int = 0
     error: str | None = None
+    nodes: tuple[RedisHealth, ...] = ()
+
+
+class Primary:
+    """One server of those that a client talks to."""
+
+    __slots__ = ("_link", "_timeout")
+
+    def __init__(self, link: Link, timeout: float) -> None:
+        self._link = link
+        self._timeout = timeout
+
+    def available(self) -> bool:
+        """False while it is away."""
+        return not self._link.availability.away
+
+    def call(self, command: str, *args: Argument) -> asyncio.Future[Reply]:
+        """Send one command to this very server; see :meth:`RedisClient.call`."""
+        return self._link.connection.send(pack(command, *args), self._timeout)
 
 
 class RedisClient:
-    """A client of one Redis or Valkey server.
+    """A client of one Redis or Valkey server, or of a cluster of them.
 
     Every method that sends returns a future, without a task and without a timer of its own;
     await it for the reply as RESP3 has it (``bytes``, ``int``, ``float``, ``bool``, None,
@@ -84,8 +110,11 @@ class RedisClient:
         self._config = RedisConfig()
         self._timeout = seconds(self._config.socket_timeout)
         self._cache_timeout = seconds(self._config.cache_timeout)
-        self._link: Link | None = None
+        self._link: Link | Cluster | None = None
+        self._cluster: Cluster | None = None
+        self._clustered = False
         self._availability = Availability()
+        self._shape = Shape(self._availability)
         self._listeners = Listeners()
         _clients.add(self)
 
@@ -95,7 +124,8 @@ class RedisClient:
         """Connect to the server at ``dsn``; one round trip beyond the socket's own.
 
         With ``redis+sentinel://`` it is the primary that the sentinels name, now and at every
-        reconnect; one more round trip and connection each time.
+        reconnect; one more round trip and connection each time. With ``redis+cluster://`` it is
+        every primary of the cluster that the named nodes belong to; one primary is enough.
 
         Raises ``ConfigurationError`` for a malformed DSN, wrong credentials, an unknown
         database or service, or a server too old, ``BackendUnavailable`` where it cannot be reached
@@ -106,6 +136,8 @@ class RedisClient:
         endpoint.ssl_context()
         await self.close()
         self._endpoint, self._config = endpoint, config
+        self._clustered = bool(endpoint.seeds)
+        self._shape = Shape(self._availability)
         self._timeout = seconds(config.socket_timeout)
         self._cache_timeout = seconds(config.cache_timeout)
         returned = self._availability.restored()
@@ -126,7 +158,7 @@ class RedisClient:
     async def close(self) -> None:
         """Close every connection. Calls in flight get a second to be answered, then fail."""
         link, self._link = self._link, None
-        self._endpoint = None
+        self._endpoint = self._cluster = None
         self._listeners.subscriptions.end()
         if link is None:
             return
@@ -148,13 +180,20 @@ class RedisClient:
         """Send one command; ``timeout`` in seconds, default ``RedisConfig.socket_timeout``.
 
         A command that would block or change the connection everyone shares is refused with a
-        ``ConfigurationError``; it belongs to :attr:`redis`.
+        ``ConfigurationError``; it belongs to :attr:`redis`. So is, on a cluster, one that looks at
+        all keys of a server: see :meth:`primaries`.
         """
         name = command if isinstance(command, str) else command.decode(errors="replace")
         if _not_shared(name):
             raise ConfigurationError(
                 f"{name} blocks or changes the connection that all callers share; use "
                 "client.redis for it, and client.subscribe() for channels",
+                name=name,
+            )
+        if self.clustered and name.upper() in _OF_ONE_SERVER:
+            raise ConfigurationError(
+                f"{name} looks at the keys of one server only, and this is a cluster; send it to "
+                "each of client.primaries()",
                 name=name,
             )
         return self.send(pack(command, *args), timeout)
@@ -194,6 +233,8 @@ class RedisClient:
         link = self._link or self._relink()
         if self._availability.away:
             return self._here().refused()
+        if self._cluster is not None and len(packed) <= LARGE_BYTES:
+            return self._cluster.connection.send_cached(packed, self._cache_timeout)
         if len(packed) > LARGE_BYTES:
             return asyncio.ensure_future(self._send_large(packed, self._cache_timeout))
         return link.connection.send(packed, self._cache_timeout)
@@ -237,13 +278,14 @@ class RedisClient:
         subscription = subscriptions.add(channel, heard)
         try:
             while subscriptions.holds(subscription):
-                connection = self._here().connection
+                home = self._here().home(subscription.channel)
+                connection = home.connection
                 if subscriptions.confirmed(subscription.channel, connection):
                     return subscription
                 if connection.ready:
                     await subscriptions.ask(connection, subscription.channel, self._timeout)
                 else:
-                    await self.send(_PING)  # waits for a connection, which hears every channel
+                    await connection.send(_PING, self._timeout)  # waits for one that hears all
         except BaseException:
             subscription.close()
             raise
@@ -267,9 +309,10 @@ class RedisClient:
     def redis(self) -> Redis:
         """The redis-py client of the same server, for everything else; raises its own errors.
 
-        Its pool has ``max_size - 1`` connections and waits up to ``socket_timeout`` for one.
+        Its pool has ``max_size - 1`` connections and waits up to ``socket_timeout`` for one. On
+        a cluster it is a ``redis.asyncio.RedisCluster``, with as many to each node.
         """
-        return self._here().redis
+        return cast(Redis, self._here().redis)
 
     @property
     def connected(self) -> bool:
@@ -278,9 +321,15 @@ class RedisClient:
         return link is not None and link.loop is asyncio.get_running_loop()
 
     @property
+    def in_use(self) -> bool:
+        """Whether calls are under way, on the pool's connections too, or channels are heard."""
+        link = self._link
+        return link is not None and (link.busy or self._listeners.subscriptions.any)
+
+    @property
     def clustered(self) -> bool:
         """Whether it is a cluster that it talks to: keys of one call then share a hash tag."""
-        return False
+        return self._clustered
 
     @property
     def generation(self) -> str:
@@ -290,12 +339,43 @@ class RedisClient:
     @property
     def generation_known(self) -> bool:
         """False where the server does not tell (INFO not permitted): no safety over failovers."""
-        greeting = self._link.greeting if self._link is not None else None
-        return greeting is not None and greeting.generation_known
+        return self._link is not None and self._link.generation_known
 
-    def available(self) -> bool:
-        """False while calls on the cache path fail at once because the server is away."""
+    def incarnation(self, key: str | None = None) -> Incarnation | None:
+        """What the server of ``key`` is at present; another object when that may have changed.
+
+        Without a key that of every key, None where there is no such thing.
+        """
+        link = self._link
+        if isinstance(link, Link):
+            return link.incarnation
+        return None if link is None or key is None else link.incarnation_of(key)
+
+    def available(self, key: str | None = None) -> bool:
+        """False while calls on the cache path fail at once because the server is away.
+
+        On a cluster: the server of ``key``; without one, every server.
+        """
+        if self._cluster is not None:
+            return self._cluster.available(key)
         return not self._availability.away
+
+    async def layout(self) -> tuple[str, ...]:
+        """Which slots each primary of a cluster says it has; () for a single server.
+
+        One round trip. Two answers that are alike, without an open slot (``[``) in them, were
+        given while no key moved.
+        """
+        if not self.clustered:
+            return ()
+        nodes = await asyncio.gather(*(each.call("CLUSTER", "NODES") for each in self.primaries()))
+        return tuple(own_row(told) for told in nodes)
+
+    def primaries(self) -> Sequence[Primary]:
+        """Each server that has keys of its own, for commands that look at all of a server's."""
+        link = self._here()
+        nodes = (link,) if isinstance(link, Link) else link.nodes
+        return tuple(Primary(node, self._timeout) for node in nodes)
 
     def on_recovery(self, callback: Callable[[], None]) -> None:
         """Call back whenever the server answers again after it was away.
@@ -323,33 +403,58 @@ class RedisClient:
 
     async def health(self) -> RedisHealth:
         """Ask the server for a sign of life; never raises, takes a second at most."""
-        availability, link = self._availability, self._link
         if self._endpoint is None:
             return RedisHealth(ok=False, error="the client is not connected; call connect()")
+        link = self._here()
+        return await (self._health_at(link) if isinstance(link, Link) else self._health_of(link))
+
+    async def _health_of(self, cluster: Cluster) -> RedisHealth:
+        """All of its primaries, as one."""
+        nodes = await asyncio.gather(*(self._health_at(node) for node in cluster.nodes))
+        if not nodes:
+            return RedisHealth(ok=False, where=cluster.where, error=str(cluster.nobody()))
+        sick = [node for node in nodes if not node.ok]
+        open_since = [each.breaker_since for each in nodes if each.breaker == "open"]
+        said = "; ".join(each.error or f"{each.where} is away" for each in sick)
+        return replace(
+            nodes[0],
+            ok=not sick,
+            where=cluster.where,
+            latency_ms=max((each.latency_ms or 0.0 for each in nodes if each.ok), default=None),
+            generation_known=all(each.generation_known for each in nodes),
+            breaker="open" if open_since else "closed",
+            breaker_since=open_since[0] if open_since else nodes[0].breaker_since,
+            in_flight=sum(each.in_flight for each in nodes),
+            error=f"{len(sick)} of {len(nodes)} primaries: {said}" if sick else None,
+            nodes=tuple(nodes),
+        )
+
+    async def _health_at(self, link: Link) -> RedisHealth:
+        availability = link.availability
         latency_ms: float | None = None
         error: str | None = None
         try:
             asked = monotonic()
-            await self.send(_PING, min(1.0, self._timeout))
+            await link.connection.send(_PING, min(1.0, self._timeout))
             latency_ms = (monotonic() - asked) * 1000
         except ForzeError as failure:
             error = str(failure)
-        link = self._link or link
-        greeting = link.greeting if link is not None else None
+        greeting = link.greeting
         return RedisHealth(
             ok=error is None and not availability.away,
+            where=link.where,
             server=greeting.server if greeting else None,
             version=greeting.version if greeting else None,
             latency_ms=latency_ms,
-            generation_known=self.generation_known,
+            generation_known=link.generation_known,
             breaker=availability.state,
             breaker_since=availability.since,
-            in_flight=link.connection.in_flight if link is not None else 0,
+            in_flight=link.connection.in_flight,
             error=error,
         )
 
     async def _send_large(self, packed: bytes, timeout: float) -> Reply:
-        reply = await execute(self.redis, packed, timeout, self._connected_to().where)
+        reply = await self._here().send_large(packed, timeout)
         task = asyncio.current_task()
         if task is not None and task.cancelling():  # redis-py can lose a cancellation on 3.11
             raise asyncio.CancelledError
@@ -363,22 +468,28 @@ class RedisClient:
             )
         return self._endpoint
 
-    def _here(self) -> Link:
+    def _here(self) -> Link | Cluster:
         """The link of the running event loop."""
         link = self._link
         if link is None or link.loop is not asyncio.get_running_loop():
             return self._relink()
         return link
 
-    def _relink(self) -> Link:
+    def _relink(self) -> Link | Cluster:
         """A new link of the running event loop, in the place of any other."""
         endpoint, old = self._connected_to(), self._link
-        link = Link(endpoint, self._config, self._availability, self._listeners, self._elsewhere)
-        self._link = link
         if old is not None:
             self._listeners.leave()
-            link.generation = old.generation
             _leave(old)
+        config, listeners, elsewhere = self._config, self._listeners, self._elsewhere
+        if endpoint.seeds:
+            self._link = self._cluster = Cluster(
+                endpoint, config, self._shape, listeners, elsewhere
+            )
+            return self._link
+        self._link = link = Link(endpoint, config, self._availability, listeners, elsewhere)
+        if isinstance(old, Link):
+            link.generation = old.generation
         return link
 
     def _elsewhere(self, packed: bytes, timeout: float) -> asyncio.Future[Reply]:
@@ -386,6 +497,7 @@ class RedisClient:
 
     def _forked(self) -> None:
         link, self._link = self._link, None
+        self._cluster = None
         self._listeners.leave()
         if link is not None:
             _inherited.append(link)
@@ -395,7 +507,7 @@ class RedisClient:
 RedisClientDepKey: DepKey[RedisClient] = DepKey("redis_client")
 
 _clients: weakref.WeakSet[RedisClient] = weakref.WeakSet()
-_inherited: list[Link] = []
+_inherited: list[Link | Cluster] = []
 """Links of the parent process: kept, so that nothing of them is ever finalized here."""
 
 
@@ -408,7 +520,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _leave(link: Link) -> None:
+def _leave(link: Link | Cluster) -> None:
     """Give up a link that belongs to another event loop, which may be closed."""
     link.retired = True
     if not link.loop.is_closed():

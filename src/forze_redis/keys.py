@@ -7,7 +7,9 @@
     {namespace}/cache/kv/[{tenant}/]{key}
 
 An encoded part holds no ``/``, so the parts can be told apart again; ``:`` stays as it is.
-The tenant stands behind the fixed prefix, so that one prefix covers every tenant.
+The tenant stands behind the fixed prefix, so that one prefix covers every tenant. On a
+cluster the key is the hash tag (``{...}``, which no encoded part can hold), so that what belongs
+to one key stands in one slot, and different keys in different ones.
 """
 
 from __future__ import annotations
@@ -31,15 +33,17 @@ BODY = "/cache/body/"
 class CacheKeys:
     """The keys of one cache. ``namespace`` may depend on the tenant (a dynamic namespace)."""
 
-    __slots__ = ("_fixed", "_namespace", "_resource", "_tenant_aware", "tenant_aware")
+    __slots__ = ("_client", "_fixed", "_namespace", "_resource", "_tenant_aware", "tenant_aware")
 
     def __init__(
         self,
+        client: RedisClient,
         namespace: str | Callable[[str], str],
         *,
         tenant_aware: bool,
         resource: str,
     ) -> None:
+        self._client = client
         self._namespace = namespace
         self._tenant_aware = tenant_aware
         self._resource = resource
@@ -49,6 +53,8 @@ class CacheKeys:
     def pointer(self, key: str) -> str:
         """The pointer key of ``key`` under the bound tenant."""
         plain = key if key.__class__ is str and is_plain(key) else encode_part(key)
+        if self._client.clustered:
+            plain = f"{{{plain}}}"
         if not self.tenant_aware:
             return f"{self._fixed}{plain}"
         tenant = require_tenant(self._resource)

@@ -15,9 +15,24 @@ PUBLIC = {
     "forze.application.contracts.cache": (
         "AgeBasedTtl CacheDepKey CacheInvalidation CachePort CacheSpec L1Spec PointerCache"
     ),
+    "forze.application.contracts.counter": "CounterDepKey CounterPort CounterSpec IdAllocator",
+    "forze.application.contracts.search": (
+        "SearchResultSnapshotDepKey SearchResultSnapshotPort SearchResultSnapshotSpec SnapshotMeta "
+        "SnapshotState"
+    ),
+    "forze.application.integrations.snapshot_cursor": "read_cursor write_cursor",
+    "forze.application.contracts.dlock": (
+        "AcquiredLock DistributedLockDepKey DistributedLockPort DistributedLockSpec HeldLock "
+        "LockScope ReadWriteLockDepKey ReadWriteLockPort ReadWriteLockSpec SemaphoreDepKey "
+        "SemaphorePort SemaphoreSpec"
+    ),
     "forze.application.contracts.document": (
         "DocumentCommandPort DocumentQueryPort DocumentSpec DocumentWriteTypes"
     ),
+    "forze.application.contracts.idempotency": (
+        "IdempotencyDepKey IdempotencyPort IdempotencySnapshot IdempotencySpec"
+    ),
+    "forze.application.integrations.idempotency": "StoredIdempotency idempotent payload_hash",
     "forze.application.contracts.tenancy": "bind_principal bind_tenant",
     "forze.application.contracts.transaction": "TransactionManager",
     "forze.application.execution": (
@@ -27,18 +42,21 @@ PUBLIC = {
     "forze.errors": (
         "BackendCorrupt BackendError BackendTimeout BackendUnavailable ConfigurationError "
         "ConflictError FencedOut ForzeError IdempotencyInProgress IdempotencyMismatch LockLost "
-        "LockNotAcquired NotFoundError RevisionMismatch TenantRequired Throttled "
+        "LockNotAcquired NotFoundError RevisionMismatch SnapshotGone TenantRequired Throttled "
         "TransactionDoomed ValidationError"
     ),
     "forze.testing.servers": "PostgresServer RedisServer ValkeyServer",
     "forze_memory": "MemoryDepsModule",
     "forze_postgres": (
         "PostgresClient PostgresConfig PostgresDepsModule PostgresDocumentConfig "
-        "PostgresLifecycleModule PostgresReadOnlyDocumentConfig postgres_lifecycle_step"
+        "PostgresIdempotencyConfig PostgresLifecycleModule PostgresReadOnlyDocumentConfig "
+        "check_fence fenced_update idempotency_table_sql postgres_lifecycle_step"
     ),
     "forze_redis": (
         "RedisCacheConfig RedisClient RedisClientDepKey RedisConfig RedisDepsModule "
-        "redis_lifecycle_step"
+        "RedisCounterConfig RedisDistributedLockConfig RedisIdempotencyConfig "
+        "RedisSearchSnapshotConfig "
+        "RoutedRedisClient acl_rules redis_lifecycle_step routed_redis_lifecycle_step"
     ),
 }
 
@@ -47,7 +65,7 @@ HEAVY = (
     "opentelemetry"
 )
 
-FORZE_MODULES = 45
+FORZE_MODULES = 48
 """What importing the execution package may load of ours; a number that can only fall."""
 
 

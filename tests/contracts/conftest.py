@@ -24,6 +24,7 @@ from forze.application.execution import (  # noqa: E402
 )
 from forze.testing.batteries import CacheLeg, DocumentLeg, Outage  # noqa: E402
 from forze.testing.clock import ManualClock  # noqa: E402
+from forze.testing.cluster import Cluster, ValkeyCluster  # noqa: E402
 from forze.testing.servers import RedisServer, RespServer, ValkeyServer  # noqa: E402
 from forze_memory import MemoryDepsModule  # noqa: E402
 from forze_postgres import (  # noqa: E402
@@ -34,6 +35,11 @@ from forze_postgres import (  # noqa: E402
 from forze_redis import RedisClient, RedisDepsModule, redis_lifecycle_step  # noqa: E402
 
 MAX_VALUE_BYTES = 1024 * 1024
+OWN: dict[str, type[RespServer | Cluster]] = {
+    "valkey": ValkeyServer,
+    "redis7": RedisServer,
+    "valkey_cluster": ValkeyCluster,
+}
 NO_REDIS = "no redis-server on the PATH: this battery did not run on Redis 7"
 
 MEMORY_DOCUMENTS: dict[str, Mapping[str, Any]] = {
@@ -81,7 +87,7 @@ async def running(
 
 
 @pytest.fixture
-def cache_server(request: pytest.FixtureRequest) -> Iterator[RespServer | None]:
+def cache_server(request: pytest.FixtureRequest) -> Iterator[RespServer | Cluster | None]:
     """The server behind the leg's cache, by the name the leg has; None for memory."""
     name: str = request.param
     if name == "memory":
@@ -89,16 +95,16 @@ def cache_server(request: pytest.FixtureRequest) -> Iterator[RespServer | None]:
     elif name == "redis7" and RedisServer.executable() is None:
         pytest.skip(NO_REDIS)
     elif request.cls is not None and request.cls.__name__.endswith("Outage"):
-        with ValkeyServer() if name == "valkey" else RedisServer() as own:
+        with OWN[name]() as own:
             yield own
     else:
-        shared: RespServer = request.getfixturevalue(name)
+        shared: RespServer | Cluster = request.getfixturevalue(name)
         shared.ask("FLUSHALL")
         yield shared
 
 
 @pytest.fixture
-def outage(cache_server: RespServer) -> Outage:
+def outage(cache_server: RespServer | Cluster) -> Outage:
     """Kills the leg's own cache server, and starts it again."""
 
     async def break_backend() -> None:
@@ -110,8 +116,12 @@ def outage(cache_server: RespServer) -> Outage:
     return Outage(break_backend=break_backend, restore=restore)
 
 
-def ages(server: RespServer, by: timedelta) -> None:
+def ages(server: RespServer | Cluster, by: timedelta) -> None:
     """Make everything on the server older: lives shorter, announced deadlines nearer."""
+    if isinstance(server, Cluster):
+        for node in server.primaries:
+            ages(node, by)
+        return
     milliseconds = by // timedelta(milliseconds=1)
     with redis.Redis.from_url(server.dsn) as client:
         for key in client.scan_iter():
@@ -136,7 +146,7 @@ def ages(server: RespServer, by: timedelta) -> None:
 
 
 @pytest.fixture
-async def cache_leg(stack: AsyncExitStack, cache_server: RespServer | None) -> CacheLeg:
+async def cache_leg(stack: AsyncExitStack, cache_server: RespServer | Cluster | None) -> CacheLeg:
     """Two processes over one cache."""
     clock = ManualClock()
     if cache_server is None:
@@ -167,7 +177,7 @@ async def cache_leg(stack: AsyncExitStack, cache_server: RespServer | None) -> C
 
 @pytest.fixture
 async def document_leg(
-    request: pytest.FixtureRequest, stack: AsyncExitStack, cache_server: RespServer | None
+    request: pytest.FixtureRequest, stack: AsyncExitStack, cache_server: RespServer | Cluster | None
 ) -> DocumentLeg:
     """Two processes over one database and one cache server."""
     if cache_server is None:

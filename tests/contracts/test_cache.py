@@ -14,8 +14,9 @@ from forze.testing.batteries import (
     SlidingBehaviour,
 )
 
-everywhere = pytest.mark.parametrize("cache_server", ["memory", "valkey", "redis7"], indirect=True)
-servers = pytest.mark.parametrize("cache_server", ["valkey", "redis7"], indirect=True)
+SERVERS = ["valkey", "redis7", "valkey_cluster"]
+everywhere = pytest.mark.parametrize("cache_server", ["memory", *SERVERS], indirect=True)
+servers = pytest.mark.parametrize("cache_server", SERVERS, indirect=True)
 
 
 @everywhere

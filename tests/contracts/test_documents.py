@@ -14,9 +14,10 @@ from forze.testing.batteries import (
     TransactionFailures,
 )
 
-everywhere = pytest.mark.parametrize("cache_server", ["memory", "valkey", "redis7"], indirect=True)
+SERVERS = ["valkey", "redis7", "valkey_cluster"]
+everywhere = pytest.mark.parametrize("cache_server", ["memory", *SERVERS], indirect=True)
 databases = pytest.mark.parametrize("cache_server", ["memory", "valkey"], indirect=True)
-servers = pytest.mark.parametrize("cache_server", ["valkey", "redis7"], indirect=True)
+servers = pytest.mark.parametrize("cache_server", SERVERS, indirect=True)
 
 
 @databases

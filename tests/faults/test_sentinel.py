@@ -279,7 +279,7 @@ async def test_what_cannot_work_is_said_at_start(valkeys: Replicated) -> None:
         f"redis+sentinel://{address}/other": "knows no service 'other'",
         f"redis+sentinel://127.0.0.1:{node.port}/main": "is none, it said: unknown command",
         f"redis+sentinel://{address}/main/99": "has no database 99",
-        f"redis+cluster://{address}": "clusters are not supported",
+        f"redis+cluster://{address}": "is no node of a cluster",
     }
     for dsn, why in wrong.items():
         with pytest.raises(ConfigurationError, match=why):

@@ -13,6 +13,7 @@ from forze.errors import (
     BackendUnavailable,
     ConfigurationError,
     ForzeError,
+    ValidationError,
 )
 from forze.testing.servers import RespServer, ValkeyServer
 from forze_redis.client import RedisClient
@@ -23,10 +24,11 @@ REFUSED = [
     *("OOM", "MISCONF", "READONLY", "LOADING", "BUSY", "NOSCRIPT", "MOVED", "ASK", "TRYAGAIN"),
     *("CLUSTERDOWN", "MASTERDOWN", "NOREPLICAS", "UNKILLABLE"),
 ]
+MISUSED = ["CROSSSLOT"]
 FORBIDDEN = ["NOPERM", "NOAUTH", "WRONGPASS"]
 
 
-@pytest.mark.parametrize("word", [*REFUSED, *FORBIDDEN, "WRONGTYPE"])
+@pytest.mark.parametrize("word", [*REFUSED, *FORBIDDEN, *MISUSED, "WRONGTYPE"])
 def test_every_prefix_is_mapped_and_says_what_to_do(word: str) -> None:
     said = f"{word} what the server said"
     error = error_from_reply(said, "h:1")
@@ -35,6 +37,8 @@ def test_every_prefix_is_mapped_and_says_what_to_do(word: str) -> None:
         if word in REFUSED
         else ConfigurationError
         if word in FORBIDDEN
+        else ValidationError
+        if word in MISUSED
         else BackendCorrupt
     )
     assert type(error) is expected
@@ -45,6 +49,13 @@ def test_every_prefix_is_mapped_and_says_what_to_do(word: str) -> None:
     if isinstance(error, BackendError):
         assert error.outcome == "none"
         assert error.backend == "redis"
+
+
+def test_a_script_broken_off_by_a_moving_slot_may_have_had_an_effect() -> None:
+    said = "ERR Script attempted to access a non local key in a cluster node script: f, on @user"
+    error = error_from_reply(said, "h:1")
+    assert isinstance(error, BackendUnavailable)
+    assert error.outcome == "unknown"
 
 
 def test_an_error_nobody_knows_may_have_had_an_effect() -> None:

@@ -108,7 +108,17 @@ def test_accepted_forms(dsn: str, expected: Endpoint) -> None:
         "redis+sentinel://h1/service?db=-1",
         "redis+sentinel://h1/service?path=/elsewhere",
         "unix+sentinel:///secret.sock@/service",
-        "redis+cluster://:secret@h1,h2",
+        "redis+cluster://:secret@h1,h2/3",
+        "redis+cluster://:secret@h1,,h2",
+        "redis+cluster://:secret@",
+        "redis+cluster://:secret@h1:0",
+        "redis+cluster://:secret@h1/x",
+        "redis+cluster://:a/secret@h1",
+        "redis+cluster:/h1,h2",
+        "redis+cluster://h1?db=2",
+        "redis+cluster://h1?host=elsewhere",
+        "redis+cluster://h1?password=secret&nonsense=1",
+        "unix+cluster:///secret.sock@h1",
     ],
 )
 def test_malformed_is_refused_with_the_accepted_forms_and_without_the_password(dsn: str) -> None:
@@ -119,12 +129,21 @@ def test_malformed_is_refused_with_the_accepted_forms_and_without_the_password(d
     assert "secret" not in message
     assert "secret" not in repr(refused.value.__cause__)
     assert refused.value.name == "dsn"
-    assert {"valkeys", "redis+sentinel"} <= set(refused.value.known)
+    assert {"valkeys", "redis+sentinel", "rediss+cluster"} <= set(refused.value.known)
 
 
-def test_a_cluster_is_refused_by_name() -> None:
-    with pytest.raises(ConfigurationError, match="clusters are not supported"):
-        parse_dsn("redis+cluster://h1,h2", PLAIN)
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "valkey", "valkeys"])
+def test_a_cluster_is_known_by_some_of_its_nodes(scheme: str) -> None:
+    endpoint = parse_dsn(f"{scheme}+cluster://me:p%40ss@h1,h2:7000,[::1]:7001/0", PLAIN)
+    assert endpoint.seeds == (("h1", 6379), ("h2", 7000), ("::1", 7001))
+    assert (endpoint.username, endpoint.password, endpoint.host) == ("me", "p@ss", "")
+    assert (endpoint.tls is not None) == (scheme in ("rediss", "valkeys"))
+    assert endpoint.where == "the cluster of h1:6379, h2:7000, [::1]:7001"
+
+
+def test_a_cluster_has_one_database() -> None:
+    with pytest.raises(ConfigurationError, match="no database 3, only 0"):
+        parse_dsn("redis+cluster://h1,h2/3", PLAIN)
 
 
 def test_config_goes_before_the_dsn() -> None:

@@ -24,6 +24,7 @@ from forze.errors import (
     LockNotAcquired,
     NotFoundError,
     RevisionMismatch,
+    SnapshotGone,
     TenantRequired,
     Throttled,
     TransactionDoomed,
@@ -34,6 +35,7 @@ EVERY: list[ForzeError] = [
     ConfigurationError("no cache 'a'", name="a", known=["c", "b"]),
     ValidationError("ttl must be above zero", field="ttl"),
     NotFoundError("items: no document 1", resource="items", ids=[1, 2]),
+    SnapshotGone(resource="items", run_id="r1"),
     ConflictError("items: duplicate id", resource="items"),
     RevisionMismatch(resource="items", id=7, expected=1, current=3),
     TransactionDoomed("items"),
@@ -125,6 +127,9 @@ def test_what_they_carry() -> None:
 def test_what_can_be_retried_unchanged() -> None:
     assert {type(error).__name__ for error in EVERY if error.retryable} == {
         "Throttled",
+        "LockNotAcquired",
+        "LockLost",
+        "IdempotencyInProgress",
         "BackendTimeout",
         "BackendUnavailable",
     }

@@ -66,7 +66,7 @@ class Deaf:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pointers, name)
 
-    def available(self) -> bool:
+    def available(self, namespace: str | None = None) -> bool:
         return not self.deaf
 
     async def intend(self, addresses: Sequence[str], write_id: str) -> None:

@@ -221,7 +221,8 @@ class _Pair:
             for pump in pumps:
                 pump.cancel()
             self.cut()
-            await asyncio.gather(*pumps, return_exceptions=True)
+            with contextlib.suppress(asyncio.CancelledError):  # ended while it was ending
+                await asyncio.gather(*pumps, return_exceptions=True)
 
     def cut(self) -> None:
         """Reset both connections."""

@@ -6,6 +6,7 @@
 -- ARGV: 1     write id (text without ':' and ';')
 -- Reply: OK
 -- Cost: O(n) plus the writers in flight per key
+--   A body that cannot be removed (its slot is moving to another node) expires; nothing names it.
 -- Server: Redis 7.0, Valkey 7.2
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
@@ -33,7 +34,7 @@ for i = 1, #KEYS do
       local version = version_of(pointer)
       if version then
         local slash = string.find(key, '/', 1, true)
-        redis.call('UNLINK', string.sub(key, 1, slash) .. 'cache/body/'
+        redis.pcall('UNLINK', string.sub(key, 1, slash) .. 'cache/body/'
           .. string.sub(key, slash + 15) .. '/' .. version)
       end
     end

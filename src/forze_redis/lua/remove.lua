@@ -4,6 +4,7 @@
 -- ARGV: 1     '1' to remove the body of a versioned value too, '0' to let it expire
 -- Reply: array of n: 1 if there was a value, else 0
 -- Cost: O(n)
+--   A body that cannot be removed (its slot is moving to another node) expires; nothing names it.
 -- Server: Redis 7.0, Valkey 7.2
 local function version_of(pointer) -- nil where it names no body
   local state = string.byte(pointer)
@@ -19,8 +20,9 @@ for i = 1, #KEYS, 2 do
     local version = version_of(pointer)
     if version then
       local slash = string.find(key, '/', 1, true)
-      there = redis.call(command, string.sub(key, 1, slash) .. 'cache/body/'
+      local found = redis.pcall(command, string.sub(key, 1, slash) .. 'cache/body/'
         .. string.sub(key, slash + 15) .. '/' .. version)
+      if found == 1 then there = 1 end
     end
     redis.call('DEL', key)
   end

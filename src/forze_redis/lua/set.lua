@@ -6,6 +6,7 @@
 --       then for each pair: value (bytes)
 -- Reply: OK
 -- Cost: O(n) plus the values
+--   A body that cannot be removed (its slot is moving to another node) expires; nothing names it.
 -- Server: Redis 7.0, Valkey 7.2
 local function version_of(pointer) -- nil where it names no body
   local state = string.byte(pointer)
@@ -20,7 +21,7 @@ for i = 1, #KEYS, 2 do
     local version = version_of(pointer)
     if version then
       local slash = string.find(key, '/', 1, true)
-      redis.call('UNLINK', string.sub(key, 1, slash) .. 'cache/body/'
+      redis.pcall('UNLINK', string.sub(key, 1, slash) .. 'cache/body/'
         .. string.sub(key, slash + 15) .. '/' .. version)
     end
     redis.call('DEL', key)

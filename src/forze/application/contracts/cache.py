@@ -229,6 +229,7 @@ class Miss(Enum):
     HELD = "held"  # another reader is loading: wait a bounded time, or read without filling
     INTENT = "intent"  # writes in flight: read the source, do not fill
     LARGE = "large"  # there, but too large for the shared connection: `read_large`
+    AWAY = "away"  # its server does not answer, others did: read the source, do not fill
 
 
 class Aging(NamedTuple):
@@ -280,8 +281,12 @@ class PointerCache(Protocol):
         """Whether every tenant's entries are in one namespace, to be cleared together."""
         ...
 
-    def token(self) -> str:
-        """A new token for one read: unique, and worthless after a reconnect."""
+    def token(self, address: str | None = None) -> str:
+        """A new token for one read: unique, and worthless after a reconnect.
+
+        ``address`` is (one of) what will be read: where tenants have servers of their own, it
+        tells whose connection that is.
+        """
         ...
 
     def address(self, key: str) -> str:
@@ -346,14 +351,21 @@ class PointerCache(Protocol):
         """Call back whenever the server answers again after it did not."""
         ...
 
+    def owing(self, namespace: str, owes: bool) -> None:
+        """Take note that this process begins, or ceases, to owe the server of ``namespace`` an
+        invalidation, and needs to hear of its recovery until then."""
+        ...
+
     def watch(self, tier: CacheInvalidation) -> None:
         """Tell ``tier`` from now on of every entry this process changes, as the change is sent
         and as it is answered (reads and fills apart: the reader knows of those), and of
         everyone's changes where the cache is configured with pushes. Holds ``tier`` weakly."""
         ...
 
-    def available(self) -> bool:
-        """False while calls would fail at once because the server is known to be away."""
+    def available(self, place: str | None = None) -> bool:
+        """False while calls would fail at once because the server is known to be away: where
+        there are several that of ``place`` (an address, or a namespace: any that holds some of
+        it), without one any of them."""
         ...
 
 

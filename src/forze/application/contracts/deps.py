@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -51,4 +51,13 @@ class Named(Protocol):
     @property
     def name(self) -> str:
         """The name of the resource."""
+        ...
+
+
+@runtime_checkable
+class Verified(Protocol):
+    """A port that needs something of its server, such as a table, and can look for it."""
+
+    async def verify(self) -> None:
+        """Look once; raises ``ConfigurationError`` saying what is not as it has to be."""
         ...

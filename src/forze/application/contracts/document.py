@@ -17,6 +17,7 @@ from typing_extensions import TypeVar
 
 from forze.application.contracts.cache import CacheSpec
 from forze.application.contracts.deps import DepKey, Factory
+from forze.application.contracts.search import SearchResultSnapshotSpec
 from forze.application.contracts.transaction import TransactionManager
 from forze.domain.models import BaseDTO, CreateDocumentCmd, Document, ReadDocument
 from forze.errors import ConfigurationError
@@ -56,7 +57,8 @@ class DocumentWriteTypes(Generic[C, U]):
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentSpec(Generic[R, C, U]):
-    """A document kind. ``name`` selects the registered store; ``cache`` opts reads into caching.
+    """A document kind. ``name`` selects the registered store; ``cache`` opts reads into caching,
+    ``snapshot`` (with a ``cursor_secret``) searches into ``find_snapshot``.
 
     ``write`` takes :class:`DocumentWriteTypes` or a dict with the same keys; left out, the
     document is read-only.
@@ -66,6 +68,7 @@ class DocumentSpec(Generic[R, C, U]):
     read: type[R]
     write: DocumentWriteTypes[C, U] | Mapping[str, Any] | None = None
     cache: CacheSpec | None = None
+    snapshot: SearchResultSnapshotSpec | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -88,6 +91,13 @@ class DocumentSpec(Generic[R, C, U]):
                     known=("domain", "create_cmd", "update_cmd"),
                 )
             object.__setattr__(self, "write", DocumentWriteTypes(**self.write))
+        if self.snapshot is not None and self.snapshot.cursor_secret is None:
+            raise ConfigurationError(
+                f"DocumentSpec {self.name!r}: its snapshot has no cursor_secret, and pages are "
+                "asked for by signed cursors; make one with secrets.token_hex(32), keep it with "
+                "the application's other secrets, and give it to every process",
+                name="cursor_secret",
+            )
 
     @property
     def write_types(self) -> DocumentWriteTypes[C, U] | None:
@@ -100,6 +110,23 @@ class Page(NamedTuple, Generic[R]):
 
     items: list[R]
     next_cursor: str | None
+
+
+class SnapshotPage(NamedTuple, Generic[R]):
+    """A page of a frozen search; ``next_cursor`` leads to the one after it, None at the end.
+
+    ``total`` ids are in the snapshot, ``truncated`` says that the search found more.
+    ``missing`` are ids of this page whose documents exist no longer; ``items`` has the others,
+    in order. ``rebuilt``: the snapshot was gone and the search was run again, so this page and
+    those before it may overlap or miss something.
+    """
+
+    items: list[R]
+    next_cursor: str | None
+    total: int
+    truncated: bool
+    missing: list[UUID]
+    rebuilt: bool
 
 
 class DocumentUpdate(NamedTuple, Generic[U]):
@@ -149,6 +176,29 @@ class DocumentQueryPort(Protocol[R]):
     ) -> Page[R]:
         """A page by filters and sort, ``limit`` 1 to 1000, ``after`` a cursor of the page
         before. Not cached; keyset, so no page costs more than the first."""
+        ...
+
+    async def find_snapshot(
+        self,
+        filters: Filters | None = None,
+        *,
+        sort: Sort = (),
+        limit: int = 50,
+        after: str | None = None,
+        share: bool = False,
+        gone: Literal["raise", "rebuild"] = "raise",
+    ) -> SnapshotPage[R]:
+        """A page of a search whose result is frozen: the first call runs the query and keeps the
+        ids in order (the spec's ``max_ids`` at most, for its ``ttl``), the calls with ``after``
+        (the cursor of the page before, the same filters and sort) read on in them.
+
+        With ``share`` equal searches, of one tenant and anywhere, use one snapshot, up to half
+        its life old. Documents come through the cache, as they are now. The first page costs
+        one query and one round trip, the others one round trip, each with ``get_many`` on top.
+
+        Raises ``ConfigurationError`` where the spec has no ``snapshot``, ``ValidationError`` for
+        a cursor that was changed or is another's, and ``SnapshotGone`` where the snapshot has
+        expired; with ``gone="rebuild"`` the search is run again instead."""
         ...
 
     async def count(self, filters: Filters | None = None) -> int:
@@ -279,6 +329,10 @@ class DocumentStore(Protocol[R]):
         """A page; ``sort`` is complete (ends in id); ``after`` holds the last row's sort values."""
         ...
 
+    async def find_ids(self, filters: Filters, sort: Sort, limit: int) -> list[UUID]:
+        """The ids of what matches, in the order of a complete ``sort``, ``limit`` at most."""
+        ...
+
     async def count(self, filters: Filters) -> int: ...
 
     async def insert(self, documents: Sequence[Document]) -> list[R]:
@@ -326,6 +380,7 @@ __all__ = [
     "Filters",
     "Page",
     "Relations",
+    "SnapshotPage",
     "Sort",
     "StoredPage",
 ]

@@ -52,9 +52,9 @@ class Background:
         """Wait for what runs and what it starts; cancel what is left after ``within``."""
         loop = asyncio.get_running_loop()
         until = loop.time() + within.total_seconds()
-        for task in tuple(self._expendable):
-            task.cancel()
         while self._tasks and (left := until - loop.time()) > 0:
+            for task in tuple(self._expendable):
+                task.cancel()
             await asyncio.wait(set(self._tasks), timeout=left)
         for task in tuple(self._tasks):
             task.cancel()

@@ -16,8 +16,31 @@ from uuid import UUID
 
 from forze.application.contracts import tenancy
 from forze.application.contracts.cache import CacheDepKey, CachePort, CacheSpec
-from forze.application.contracts.deps import DepKey, Factory, Named
+from forze.application.contracts.counter import CounterDepKey, CounterPort, CounterSpec
+from forze.application.contracts.deps import DepKey, Factory, Named, Verified
+from forze.application.contracts.dlock import (
+    DistributedLockDepKey,
+    DistributedLockPort,
+    DistributedLockSpec,
+    LockScope,
+    ReadWriteLockDepKey,
+    ReadWriteLockPort,
+    ReadWriteLockSpec,
+    SemaphoreDepKey,
+    SemaphorePort,
+    SemaphoreSpec,
+)
 from forze.application.contracts.document import DocumentSpec
+from forze.application.contracts.idempotency import (
+    IdempotencyDepKey,
+    IdempotencyPort,
+    IdempotencySpec,
+)
+from forze.application.contracts.search import (
+    SearchResultSnapshotDepKey,
+    SearchResultSnapshotPort,
+    SearchResultSnapshotSpec,
+)
 from forze.application.contracts.transaction import (
     IsolationLevel,
     Transaction,
@@ -47,12 +70,18 @@ class ExecutionContext:
         self._deps = deps
         self._background = Background()
         self._ports: dict[tuple[DepKey[Any], str], tuple[Any, Any]] = {}
-        self.document = DocumentPorts(self, self.cache, self._transact)
+        self.document = DocumentPorts(self, self.cache, self.search_snapshot, self._transact)
         self.doc_query = self.document.query
         self.doc_command = self.document.command
         self._bind: dict[type, Callable[[Any], object]] = {
             DocumentSpec: self.document.query,
             CacheSpec: self.cache,
+            CounterSpec: self.counter,
+            DistributedLockSpec: self.dlock,
+            SemaphoreSpec: self.semaphore,
+            ReadWriteLockSpec: self.rwlock,
+            IdempotencySpec: self.idempotency,
+            SearchResultSnapshotSpec: self.search_snapshot,
         }
 
     # -- ports ---------------------------------------------------------------
@@ -65,6 +94,34 @@ class ExecutionContext:
                 "add cache=CacheSpec(name=...) to it"
             )
         return self._port(CacheDepKey, spec)
+
+    def counter(self, spec: CounterSpec) -> CounterPort:
+        """The counters registered under ``spec.name``."""
+        return self._port(CounterDepKey, spec)
+
+    def dlock(self, spec: DistributedLockSpec) -> DistributedLockPort:
+        """The locks registered under ``spec.name``."""
+        return self._port(DistributedLockDepKey, spec)
+
+    def dlock_scope(self, spec: DistributedLockSpec) -> LockScope:
+        """The same locks as blocks: ``async with ctx.dlock_scope(spec).scope(key) as lock``."""
+        return self.dlock(spec)
+
+    def semaphore(self, spec: SemaphoreSpec) -> SemaphorePort:
+        """The semaphores registered under ``spec.name``."""
+        return self._port(SemaphoreDepKey, spec)
+
+    def rwlock(self, spec: ReadWriteLockSpec) -> ReadWriteLockPort:
+        """The read/write locks registered under ``spec.name``."""
+        return self._port(ReadWriteLockDepKey, spec)
+
+    def idempotency(self, spec: IdempotencySpec) -> IdempotencyPort:
+        """The idempotency records registered under ``spec.name``, or for every name."""
+        return self._port(IdempotencyDepKey, spec)
+
+    def search_snapshot(self, spec: SearchResultSnapshotSpec) -> SearchResultSnapshotPort:
+        """The search-result snapshots registered under ``spec.name``."""
+        return self._port(SearchResultSnapshotDepKey, spec)
 
     def transaction(
         self,
@@ -148,8 +205,11 @@ class ExecutionContext:
         binder(spec)
 
     async def verify(self) -> None:
-        """Compare every bound document with its relation; raises ``ConfigurationError``."""
+        """Compare what is bound with its relations; raises ``ConfigurationError``."""
         await self.document.verify()
+        for _, port in tuple(self._ports.values()):
+            if isinstance(port, Verified):
+                await port.verify()
 
     async def close(self, within: timedelta) -> None:
         """Wait for background work up to ``within``, then cancel what is left."""

@@ -16,7 +16,7 @@ from forze.application.contracts.cache import CacheSpec, JsonValue, PointerCache
 from forze.application.contracts.deps import Resolver
 from forze.application.contracts.transaction import open_transactions
 from forze.application.integrations.document.codec import RAW_MARK, unseal
-from forze.application.integrations.document.outage import Journal
+from forze.application.integrations.document.outage import Journals
 from forze.application.integrations.document.protocol import SCHEMA_CHARS
 from forze.application.integrations.document.stats import CacheCounters
 from forze.application.integrations.document.writes import Invalidation, Outlet
@@ -186,7 +186,7 @@ class DirectCache(ABC, Generic[A]):
         """Where a transaction announces the keys it invalidates directly."""
         if self._direct is None:
             pointers = self.pointers(DIRECT)
-            self._direct = Outlet(pointers, Journal(pointers, self._resolver), CacheCounters())
+            self._direct = Outlet(pointers, Journals(pointers, self._resolver), CacheCounters())
         return self._direct
 
     def _body(self, key: str, value: JsonValue | bytes) -> bytes:

@@ -7,27 +7,89 @@ when things go wrong.
 """
 
 from forze.testing.batteries.cache import CacheBehaviour, CacheFailures, CacheOutage
+from forze.testing.batteries.counters import (
+    AllocatorBehaviour,
+    AllocatorFailures,
+    CounterBehaviour,
+    CounterFailures,
+    CounterLeg,
+    CounterOutage,
+)
 from forze.testing.batteries.documents import DocumentBehaviour, DocumentFailures, DocumentOutage
 from forze.testing.batteries.freshness import RefreshBehaviour, SlidingBehaviour
+from forze.testing.batteries.idempotency import (
+    IdempotencyBehaviour,
+    IdempotencyFailures,
+    IdempotencyLeg,
+    IdempotencyOutage,
+)
 from forze.testing.batteries.legs import CacheLeg, DocumentLeg, Outage
+from forze.testing.batteries.locks import (
+    DistributedLockBehaviour,
+    DistributedLockFailures,
+    DistributedLockOutage,
+    LockLeg,
+)
 from forze.testing.batteries.pointers import PointerBehaviour, PointerFailures
+from forze.testing.batteries.search_snapshots import (
+    CursorBehaviour,
+    SnapshotBehaviour,
+    SnapshotFailures,
+    SnapshotLeg,
+    SnapshotOutage,
+    SnapshotSearchBehaviour,
+    SnapshotSearchFailures,
+    SnapshotSearchLeg,
+)
+from forze.testing.batteries.shared_locks import (
+    ReadWriteLockBehaviour,
+    ReadWriteLockFailures,
+    SemaphoreBehaviour,
+    SemaphoreFailures,
+)
 from forze.testing.batteries.stores import StoreBehaviour, StoreFailures
 from forze.testing.batteries.transactions import TransactionBehaviour, TransactionFailures
 
 __all__ = [
+    "AllocatorBehaviour",
+    "AllocatorFailures",
     "CacheBehaviour",
     "CacheFailures",
     "CacheLeg",
     "CacheOutage",
+    "CounterBehaviour",
+    "CounterFailures",
+    "CounterLeg",
+    "CounterOutage",
+    "CursorBehaviour",
+    "DistributedLockBehaviour",
+    "DistributedLockFailures",
+    "DistributedLockOutage",
     "DocumentBehaviour",
     "DocumentFailures",
     "DocumentLeg",
     "DocumentOutage",
+    "IdempotencyBehaviour",
+    "IdempotencyFailures",
+    "IdempotencyLeg",
+    "IdempotencyOutage",
+    "LockLeg",
     "Outage",
     "PointerBehaviour",
     "PointerFailures",
+    "ReadWriteLockBehaviour",
+    "ReadWriteLockFailures",
     "RefreshBehaviour",
+    "SemaphoreBehaviour",
+    "SemaphoreFailures",
     "SlidingBehaviour",
+    "SnapshotBehaviour",
+    "SnapshotFailures",
+    "SnapshotLeg",
+    "SnapshotOutage",
+    "SnapshotSearchBehaviour",
+    "SnapshotSearchFailures",
+    "SnapshotSearchLeg",
     "StoreBehaviour",
     "StoreFailures",
     "TransactionBehaviour",

@@ -234,6 +234,8 @@ class StoreBehaviour:
             assert [item.price for item in page.items] == expected, filters
             assert page.more is False
             assert await store.count(filters) == len(expected), filters
+            ids = await store.find_ids(filters, ["price", "id"], 10)
+            assert ids == [item.id for item in page.items], filters
 
     async def test_every_sort_page_by_page(self, document_leg: DocumentLeg) -> None:
         store = _store(document_leg.ctx)
@@ -264,6 +266,8 @@ class StoreBehaviour:
             expected = _sorted(everything, sort)
             for limit in (1, 7, 24, 100):
                 assert await _pages(store, sort, limit) == expected, (sort, limit)
+                ids = await store.find_ids({}, sort, limit)
+                assert ids == expected[:limit], (sort, limit)
 
     async def test_a_page_tells_whether_more_follow(self, document_leg: DocumentLeg) -> None:
         store = _store(document_leg.ctx)
@@ -327,6 +331,7 @@ class StoreBehaviour:
             assert await store.fetch([of_a.id, of_b.id]) == {of_b.id: of_b}
             assert await store.count({}) == 1
             assert (await store.find({}, ["id"], 10, None)).items == [of_b]
+            assert await store.find_ids({}, ["id"], 10) == [of_b.id]
             assert await store.update_matching({}, {"price": 9}) == [of_b.id]
             assert await store.delete([of_a.id]) == []
             assert await store.delete_matching({"price": 1}) == []

@@ -31,7 +31,7 @@ from forze.application.integrations.document.codec import SEAL_MARK, DocumentCod
 from forze.application.integrations.document.filling import Filler
 from forze.application.integrations.document.flight import Again, Flight
 from forze.application.integrations.document.l1.tier import Tier
-from forze.application.integrations.document.outage import Journal
+from forze.application.integrations.document.outage import Journals
 from forze.application.integrations.document.protocol import LEASE_MS
 from forze.application.integrations.document.refresh import EarlyRefresh
 from forze.application.integrations.document.stats import CacheCounters, CacheStats
@@ -73,7 +73,7 @@ class Coordinator(Generic[R]):
         self._dice = dice
         self._counters = counters = CacheCounters()
         self._flights: dict[str, Flight[R]] = {}
-        self._journal = Journal(pointers, resolver, tier=tier)
+        self._journal = Journals(pointers, resolver, tier=tier)
         self.tier = tier
         """The entries kept in this process, None without."""
         self.filler = Filler(
@@ -126,7 +126,7 @@ class Coordinator(Generic[R]):
             token = ""
             if flight is None or flight.loop is not asyncio.get_running_loop():
                 if not owed:
-                    token = pointers.token()
+                    token = pointers.token(address)
                     found = await self._probe(pk, address, token)
                     if found is not None and found.__class__ is not Miss:
                         return cast(R, found)
@@ -219,8 +219,8 @@ class Coordinator(Generic[R]):
     def _missed(self, pk: UUID, address: str, mark: float, found: Miss | None) -> Miss:
         if self.tier is not None:
             key = self.tier.key(pk, address)
-            if found is Miss.LEASED:
-                self.tier.forget(key)  # we changed the pointer: nothing may stand
+            if found is Miss.LEASED or found is Miss.AWAY:
+                self.tier.forget(key)  # we changed the pointer, or may have: nothing may stand
             else:
                 self.tier.withdraw(key, mark)
         return Miss.HELD if found is None else found
@@ -334,7 +334,7 @@ class Coordinator(Generic[R]):
             flight.cover()
             large = found is Miss.LARGE
             if not large:
-                token = self._pointers.token()
+                token = self._pointers.token(address)
             answer = await self._probe(pk, address, token, large=large)
             if answer is not None and not isinstance(answer, Miss):
                 return answer
@@ -402,7 +402,7 @@ class Coordinator(Generic[R]):
     async def _probe_many(self, wanted: dict[str, UUID], *, last: bool) -> dict[UUID, R]:
         """One round: what is cached, and what may be loaded now. Leaves in ``wanted`` what
         another reader is loading, unless this is the ``last`` round."""
-        token = self._pointers.token()
+        token = self._pointers.token(next(iter(wanted), None))
         aging: dict[str, Aging] = {}
         unfit: list[str] = []
         found = await self._probe_all(wanted, token, aging, unfit)

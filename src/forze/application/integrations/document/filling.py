@@ -19,7 +19,7 @@ from forze.application.contracts.document import DocumentStore, R
 from forze.application.integrations.document.codec import DocumentCodec, seal
 from forze.application.integrations.document.freshness import lifetime, window
 from forze.application.integrations.document.l1.tier import Key, Tier
-from forze.application.integrations.document.outage import Journal
+from forze.application.integrations.document.outage import Journals
 from forze.application.integrations.document.protocol import RENEW_MS
 from forze.application.integrations.document.stats import CacheCounters
 from forze.domain.models import utcnow
@@ -39,7 +39,7 @@ class Filler(Generic[R]):
         pointers: PointerCache,
         codec: DocumentCodec[R],
         tier: Tier[R] | None,
-        journal: Journal,
+        journal: Journals,
         counters: CacheCounters,
         dice: Callable[[], float] = random.random,
     ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from forze.application.contracts.cache import CachePort, CacheSpec, L1Spec
 from forze.application.contracts.deps import Resolver
@@ -17,6 +17,10 @@ from forze.application.contracts.document import (
     Relations,
     U,
 )
+from forze.application.contracts.search import (
+    SearchResultSnapshotPort,
+    SearchResultSnapshotSpec,
+)
 from forze.application.integrations.document.codec import DocumentCodec
 from forze.application.integrations.document.command import DocumentCommand
 from forze.application.integrations.document.coordinator import Coordinator
@@ -27,6 +31,9 @@ from forze.application.integrations.document.query import DocumentQuery
 from forze.application.integrations.document.telemetry import telemetry_of
 from forze.application.integrations.document.writes import Outlet
 from forze.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from forze.application.integrations.document.snapshots import SnapshotSearch
 
 _L1_METHODS = ("get", "set", "invalidate", "clear", "stats")
 
@@ -43,11 +50,12 @@ class _Bound:
         spec: DocumentSpec[Any, Any, Any],
         store: DocumentStore[Any],
         coordinator: Coordinator[Any] | None,
+        snapshots: SnapshotSearch[Any] | None,
     ) -> None:
         self.spec = spec
         self.store = store
         self.coordinator = coordinator
-        self.query = DocumentQuery(spec, store, coordinator)
+        self.query = DocumentQuery(spec, store, coordinator, snapshots)
         self.command: DocumentCommand[Any, Any, Any] | None = None
 
 
@@ -58,10 +66,12 @@ class DocumentPorts:
         self,
         resolver: Resolver,
         cache: Callable[[CacheSpec], CachePort],
+        snapshot: Callable[[SearchResultSnapshotSpec], SearchResultSnapshotPort],
         transact: Transact,
     ) -> None:
         self._resolver = resolver
         self._cache = cache
+        self._snapshot = snapshot
         self._transact = transact
         self._bound: dict[str, _Bound] = {}
         self._told: dict[str, tuple[int, list[Outlet]]] = {}
@@ -104,8 +114,27 @@ class DocumentPorts:
                 )
             return bound
         store = self._resolver.provide(DocumentStoreDepKey, spec.name)(self._resolver, spec)
-        bound = self._bound[spec.name] = _Bound(spec, store, self._coordinator(spec, store))
+        coordinator, snapshots = self._coordinator(spec, store), self._snapshots(spec, store)
+        bound = self._bound[spec.name] = _Bound(spec, store, coordinator, snapshots)
         return bound
+
+    def _snapshots(
+        self, spec: DocumentSpec[Any, Any, Any], store: DocumentStore[Any]
+    ) -> SnapshotSearch[Any] | None:
+        if spec.snapshot is None:
+            return None
+        # Here, so that only those who freeze searches load what it takes.
+        from forze.application.integrations.document.snapshots import SnapshotSearch
+
+        port = self._snapshot(spec.snapshot)
+        if store.relations.tenant_aware and not port.tenant_aware:
+            raise ConfigurationError(
+                f"document {spec.name!r} is tenant-aware and its snapshots "
+                f"{spec.snapshot.name!r} are not: one tenant could be shown another's search; "
+                "set tenant_aware on them too",
+                name=spec.name,
+            )
+        return SnapshotSearch(spec, spec.snapshot, store, port, self._resolver)
 
     def _coordinator(
         self, spec: DocumentSpec[Any, Any, Any], store: DocumentStore[Any]

@@ -6,7 +6,7 @@ import base64
 import json
 from collections.abc import Sequence
 from time import monotonic
-from typing import Any, Generic, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal
 from uuid import UUID
 
 from pydantic import TypeAdapter
@@ -18,6 +18,7 @@ from forze.application.contracts.document import (
     Filters,
     Page,
     R,
+    SnapshotPage,
     Sort,
 )
 from forze.application.contracts.tenancy import TENANT
@@ -27,7 +28,10 @@ from forze.application.integrations.document.filling import not_found
 from forze.application.integrations.document.filters import SortKey, parse_sort
 from forze.application.integrations.document.l1.store import L1Stats
 from forze.application.integrations.document.stats import CacheStats
-from forze.errors import ValidationError
+from forze.errors import ConfigurationError, ValidationError
+
+if TYPE_CHECKING:
+    from forze.application.integrations.document.snapshots import SnapshotSearch
 
 MAX_PAGE = 1_000
 
@@ -52,9 +56,11 @@ class DocumentQuery(Generic[R]):
         spec: DocumentSpec[R, Any, Any],
         store: DocumentStore[R],
         coordinator: Coordinator[R] | None,
+        snapshots: SnapshotSearch[R] | None = None,
     ) -> None:
         self._spec = spec
         self._store = store
+        self._snapshots = snapshots
         self._coordinator = coordinator
         self._tier = None if coordinator is None else coordinator.tier
 
@@ -114,14 +120,42 @@ class DocumentQuery(Generic[R]):
         after: str | None = None,
     ) -> Page[R]:
         """A page of what matches, from the source."""
-        if not 1 <= limit <= MAX_PAGE:
-            raise ValidationError(f"limit must be 1 to {MAX_PAGE}, not {limit}", field="limit")
+        _check_limit(limit)
         keys = parse_sort(self._spec.read, sort)
         position = None if after is None else self._position(keys, after)
         complete = [f"-{key.field}" if key.descending else key.field for key in keys]
         page = await self._store.find(filters or {}, complete, limit, position)
         cursor = self._cursor(keys, page.items[-1]) if page.more else None
         return Page(page.items, cursor)
+
+    async def find_snapshot(
+        self,
+        filters: Filters | None = None,
+        *,
+        sort: Sort = (),
+        limit: int = 50,
+        after: str | None = None,
+        share: bool = False,
+        gone: Literal["raise", "rebuild"] = "raise",
+    ) -> SnapshotPage[R]:
+        """A page of a search whose result is frozen by its first call."""
+        if self._snapshots is None:
+            raise ConfigurationError(
+                f"document {self._spec.name!r}: find_snapshot needs a place to freeze results; "
+                "add snapshot=SearchResultSnapshotSpec(name=..., cursor_secret=...) to its "
+                "DocumentSpec",
+                name="snapshot",
+            )
+        _check_limit(limit)
+        return await self._snapshots.page(
+            filters or {},
+            sort,
+            limit=limit,
+            after=after,
+            share=share,
+            gone=gone,
+            hydrate=lambda ids: self.get_many(ids, missing="skip"),
+        )
 
     async def count(self, filters: Filters | None = None) -> int:
         """How many documents match, from the source."""
@@ -165,6 +199,11 @@ class DocumentQuery(Generic[R]):
                 "page before, with the same sort, or leave after= out",
                 field="after",
             ) from error
+
+
+def _check_limit(limit: int) -> None:
+    if not 1 <= limit <= MAX_PAGE:
+        raise ValidationError(f"limit must be 1 to {MAX_PAGE}, not {limit}", field="limit")
 
 
 def _adapter(annotation: Any) -> TypeAdapter[Any]:

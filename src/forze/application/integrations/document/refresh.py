@@ -101,7 +101,7 @@ class EarlyRefresh(Generic[R]):
     async def _refresh(
         self, pk: UUID, address: str, document: R, tenant: str | None, caller: Any
     ) -> R:
-        token = self._pointers.token()
+        token = self._pointers.token(address)
         with bind_again(tenant), self._filler.leased((address,), token) as right:
             try:
                 if not await self._elected(pk, address, token):

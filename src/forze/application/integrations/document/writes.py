@@ -26,7 +26,7 @@ from forze.application.contracts.cache import PointerCache
 from forze.application.contracts.deps import Resolver
 from forze.application.contracts.tenancy import bind_again, current_tenant
 from forze.application.contracts.transaction import Outcome, Transaction
-from forze.application.integrations.document.outage import BATCH, Journal
+from forze.application.integrations.document.outage import BATCH, Journals
 from forze.application.integrations.document.protocol import INTENT_MS, may_commit
 from forze.application.integrations.document.stats import CacheCounters
 from forze.errors import BackendError, BackendTimeout, BackendUnavailable, ForzeError
@@ -57,7 +57,7 @@ class Outlet:
     def __init__(
         self,
         pointers: PointerCache,
-        journal: Journal,
+        journal: Journals,
         counters: CacheCounters,
         *,
         by_namespace: bool = False,
@@ -68,6 +68,10 @@ class Outlet:
         self.by_namespace = by_namespace
         """Whether the ids written do not tell which entries change: everything is dropped."""
         self.spans: Spans | None = None
+
+    def available(self, addresses: Sequence[str]) -> bool:
+        """Whether every server that holds one of these can be told of something."""
+        return all(map(self.pointers.available, addresses))
 
     def dropping_all(self) -> Outlet:
         """The same cache, told to drop everything instead of single documents."""
@@ -126,7 +130,7 @@ class Invalidation:
         self._told: dict[Outlet, _Announced] = {}
         self._sent: deque[_Sent] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self._namespaces: dict[tuple[Journal, str], Outlet] = {}
+        self._namespaces: dict[tuple[Journals, str], Outlet] = {}
         self._written: list[_Written] = []
         self._ended = False
         self._after_commit: list[Callable[[], Awaitable[object]]] = []
@@ -231,7 +235,7 @@ class Invalidation:
                 await _each(outlet.pointers.intend, told.addresses, self._id)
             except ForzeError:
                 outlet.counters.lapsed_intents += not told.commits(self._clock())
-                if not outlet.pointers.available():
+                if not outlet.available(told.addresses):
                     told.failed = True
                     outlet.journal.owe(told.addresses, self._id)
             else:

@@ -86,7 +86,7 @@ class Tier(Generic[R]):
         number = pk.int.to_bytes(16, "big")
         if self.prefixes is None:
             return number
-        prefix = address[:-ID_CHARS]
+        prefix, _ = _apart(address)
         tenant = TENANT.get()
         if tenant not in self.prefixes:
             if len(self.prefixes) >= KNOWN_TENANTS:
@@ -160,8 +160,15 @@ class Tier(Generic[R]):
 
     def _key_at(self, address: str) -> Key | None:
         """The key of what is at ``address``; None where that is no document."""
+        prefix, text = _apart(address)
         try:
-            number = UUID(hex=address[-ID_CHARS:]).bytes
+            number = UUID(hex=text).bytes
         except ValueError:
             return None
-        return number if self.prefixes is None else (address[:-ID_CHARS], number)
+        return number if self.prefixes is None else (prefix, number)
+
+
+def _apart(address: str) -> tuple[str, str]:
+    """What stands before the id in an address, and the id, which may be in braces (a hash tag)."""
+    end = len(address) - address.endswith("}")
+    return address[: end - ID_CHARS], address[end - ID_CHARS : end]
