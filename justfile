@@ -29,9 +29,9 @@ demo name="main": _setup
     echo "just demo: there is no '$1'; there are the recipes" $recipes "and the steps of cache_reads:" $steps >&2
     exit 2
 
-# Run the tests; arguments go to pytest
+# Run the tests, a file per worker at a time; arguments go to pytest (`-n 0`: one after another)
 test *args: _setup
-    @"{{ python }}" -m pytest "$@"
+    @"{{ python }}" -m pytest -n 3 --dist loadfile "$@"
 
 # Check style, imports between layers, and formatting
 lint: _setup

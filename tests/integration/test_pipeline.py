@@ -31,13 +31,13 @@ async def test_replies_come_in_order(client: RedisClient) -> None:
 
 async def test_it_is_one_write(client: RedisClient) -> None:
     await client.run(ADD, ["a"], [1])
-    link = client._here()
-    writes = link.connection.writes
+    connection = client._here().nodes[0].connection
+    writes = connection.writes
     pipeline = client.pipeline()
     for number in range(50):
         pipeline.run(ADD, [f"k{number}"], [number])
     assert await pipeline.execute() == list(range(50))
-    assert link.connection.writes == writes + 1
+    assert connection.writes == writes + 1
 
 
 async def test_nothing_is_sent_before_it_is_executed(client: RedisClient) -> None:
@@ -81,3 +81,13 @@ async def test_what_would_disturb_the_others_is_refused(
 ) -> None:
     with pytest.raises(ConfigurationError, match=r"client\.redis"):
         client.call(name, "x")
+
+
+async def test_what_is_refused_leaves_nothing_half_sent(client: RedisClient) -> None:
+    pipeline = client.pipeline().call("SET", "a", "1")
+    with pytest.raises(ConfigurationError, match=r"client\.redis"):
+        pipeline.call("BLPOP", "a", 1)
+    with pytest.raises(TypeError):
+        pipeline.call("SET", "a", [2])  # type: ignore[arg-type] # on purpose
+    assert await client.call("EXISTS", "a") == 0
+    assert await pipeline.execute() == [b"OK"]

@@ -6,63 +6,17 @@ import fcntl
 import os
 import re
 import signal
-import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree
 
 import asyncpg
 import pytest
+from tests.integration.recipes import RECIPES, left_behind, started
 
 from forze.testing.servers import ValkeyServer
-
-RECIPE = Path(__file__).parents[2] / "examples" / "recipes" / "cache_reads"
-
-
-@contextmanager
-def _started(
-    tmp_path: Path, *step: str, stdout: int = subprocess.PIPE, **environment: str
-) -> Iterator[subprocess.Popen[str]]:
-    """The recipe, or one step of it, as a process whose temporary files are in ``tmp_path``."""
-    file, *arguments = step or ("main.py",)
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-W", "error", str(RECIPE / file), *arguments],
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={
-            **{name: value for name, value in os.environ.items() if not name.endswith("_DSN")},
-            "TMPDIR": str(tmp_path),
-            **environment,
-        },
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def _left_behind(tmp_path: Path) -> list[str]:
-    """Processes that work in ``tmp_path``, and files in it."""
-    running = [
-        entry.name
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and str(tmp_path) in _command_line(entry)
-    ]
-    return [*running, *(each.name for each in tmp_path.iterdir())]
-
-
-def _command_line(process: Path) -> str:
-    try:
-        return (process / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
-    except OSError:
-        return ""
 
 
 def _rows(output: str) -> list[tuple[str, str, str, int]]:
@@ -71,17 +25,8 @@ def _rows(output: str) -> list[tuple[str, str, str, int]]:
     return [(step, outcome, where, int(commands)) for step, outcome, where, commands in rows]
 
 
-@pytest.fixture
-def open_tmp_path(tmp_path: Path) -> Path:
-    """A temporary directory that PostgreSQL's own user can enter, with a short name."""
-    for folder in (tmp_path, *tmp_path.parents[:3]):
-        if folder.owner() == Path.home().owner() and folder != Path("/tmp"):
-            folder.chmod(0o755)
-    return tmp_path
-
-
-def test_it_tells_the_story_and_leaves_nothing(open_tmp_path: Path) -> None:
-    with _started(open_tmp_path) as process:
+def test_it_tells_the_story_and_leaves_nothing(short_path: Path) -> None:
+    with started("cache_reads", short_path) as process:
         output, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (0, ""), output
     assert _rows(output) == [
@@ -97,19 +42,22 @@ def test_it_tells_the_story_and_leaves_nothing(open_tmp_path: Path) -> None:
     assert "older spelling: price 25" in output
     for step in ("Hot documents", "Push", "A scan", "Early refresh", "Lifetimes"):
         assert re.search(rf"^{step}.*\n-+$", output, re.MULTILINE), step
-    assert _left_behind(open_tmp_path) == []
+    assert left_behind(short_path) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(("seen", "room"), [(30, 60), (240, 320)], ids=["before", "amid the story"])
 def test_interrupted_it_tears_down(
-    open_tmp_path: Path, number: signal.Signals, seen: int, room: int
+    short_path: Path, number: signal.Signals, seen: int, room: int
 ) -> None:
     """Its standard output is a pipe with too little room for the story: it cannot end first."""
     read_end, write_end = os.pipe()
     size = fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, 4096)
     os.write(write_end, b"." * (size - room))
-    with _started(open_tmp_path, stdout=write_end) as process, open(read_end, "rb") as output:
+    with (
+        started("cache_reads", short_path, stdout=write_end) as process,
+        open(read_end, "rb") as output,
+    ):
         os.close(write_end)
         deadline = time.monotonic() + 60
         while _unread(read_end) < size - room + seen:
@@ -122,30 +70,33 @@ def test_interrupted_it_tears_down(
     assert process.returncode == 128 + number, printed + errors
     assert errors == ""
     assert "torn down" in printed
-    assert _left_behind(open_tmp_path) == []
+    assert left_behind(short_path) == []
 
 
 def _unread(pipe: int) -> int:
     return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
-def test_failing_it_says_why_and_tears_down(open_tmp_path: Path) -> None:
-    with _started(open_tmp_path, REDIS_DSN="redis://127.0.0.1:1/0") as process:
+def test_failing_it_says_why_and_tears_down(short_path: Path) -> None:
+    with started(
+        "cache_reads", short_path, environment={"REDIS_DSN": "redis://127.0.0.1:1/0"}
+    ) as process:
         output, errors = process.communicate(timeout=60)
     assert process.returncode == 1, output
     assert "127.0.0.1:1" in errors
     assert "Traceback" not in errors
-    assert _left_behind(open_tmp_path) == []
+    assert left_behind(short_path) == []
 
 
 async def test_on_servers_of_the_users_own_it_starts_none_and_cleans_up(
-    open_tmp_path: Path, postgres_dsn: str, own_valkey: ValkeyServer
+    short_path: Path, postgres_dsn: str, own_valkey: ValkeyServer
 ) -> None:
-    with _started(open_tmp_path, POSTGRES_DSN=postgres_dsn, REDIS_DSN=own_valkey.dsn) as process:
+    theirs = {"POSTGRES_DSN": postgres_dsn, "REDIS_DSN": own_valkey.dsn}
+    with started("cache_reads", short_path, environment=theirs) as process:
         output, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (0, ""), output
     assert "yours" in output
-    assert _left_behind(open_tmp_path) == []
+    assert left_behind(short_path) == []
     connection = await asyncpg.connect(postgres_dsn)
     try:
         schemas = await connection.fetch("SELECT nspname FROM pg_namespace")
@@ -158,13 +109,13 @@ async def test_on_servers_of_the_users_own_it_starts_none_and_cleans_up(
 # -- the steps, each by itself ----------------------------------------------------
 
 
-def _told(tmp_path: Path, *step: str) -> str:
+def _told(short_path: Path, *step: str) -> str:
     """What a step prints; it ends well, says nothing else, and leaves nothing."""
-    with _started(tmp_path, *step) as process:
+    with started("cache_reads", short_path, *step) as process:
         output, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, ""), output
     assert output.endswith("\nall torn down\n")
-    assert _left_behind(tmp_path) == []
+    assert left_behind(short_path) == []
     return output
 
 
@@ -175,8 +126,8 @@ def _figures(pattern: str, output: str) -> list[float]:
     return [float(each.replace(",", "")) for each in found.groups()]
 
 
-def test_hot_documents_are_read_without_a_command(open_tmp_path: Path) -> None:
-    output = _told(open_tmp_path, "hot_documents.py")
+def test_hot_documents_are_read_without_a_command(short_path: Path) -> None:
+    output = _told(short_path, "hot_documents.py")
     reads, commands, _ = _figures(
         r"^([\d,]+) more reads: (\d+) commands to the cache, ([\d.]+) us each$", output
     )
@@ -189,8 +140,8 @@ def test_hot_documents_are_read_without_a_command(open_tmp_path: Path) -> None:
     assert "{'products': '99.98%'}" in output
 
 
-def test_a_push_reaches_the_other_process(open_tmp_path: Path) -> None:
-    output = _told(open_tmp_path, "push.py")
+def test_a_push_reaches_the_other_process(short_path: Path) -> None:
+    output = _told(short_path, "push.py")
     writer, reader = _figures(r"^process (\d+) writes, process (\d+) reads from its L1$", output)
     assert writer != reader
     _, p99 = _figures(r"seen by the other ([\d.]+) ms .*\(median\), ([\d.]+) ms \(p99\)$", output)
@@ -201,8 +152,8 @@ def test_a_push_reaches_the_other_process(open_tmp_path: Path) -> None:
     assert again < 1_000
 
 
-def test_interrupted_the_other_process_ends_too(open_tmp_path: Path) -> None:
-    with _started(open_tmp_path, "push.py") as process:
+def test_interrupted_the_other_process_ends_too(short_path: Path) -> None:
+    with started("cache_reads", short_path, "push.py") as process:
         assert process.stdout is not None
         line = next(each for each in process.stdout if each.startswith("process "))
         other = Path("/proc", line.split()[4])
@@ -211,20 +162,20 @@ def test_interrupted_the_other_process_ends_too(open_tmp_path: Path) -> None:
         _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (128 + signal.SIGINT, "")
     assert not other.exists()
-    assert _left_behind(open_tmp_path) == []
+    assert left_behind(short_path) == []
 
 
-def test_a_scan_leaves_the_hot_set_to_tiny_lfu(open_tmp_path: Path) -> None:
-    output = _told(open_tmp_path, "scan.py")
+def test_a_scan_leaves_the_hot_set_to_tiny_lfu(short_path: Path) -> None:
+    output = _told(short_path, "scan.py")
     (lru,) = _figures(r"^lru_l1_store +hot reads in process: +(\d+)%", output)
     (tiny_lfu,) = _figures(r"^tiny_lfu_l1_store +hot reads in process: +(\d+)%", output)
     assert tiny_lfu > lru + 30
     assert output.count("L1Stats(size=100, capacity=100") == 2
 
 
-def test_early_refresh_spares_the_readers_and_draws_it(open_tmp_path: Path, tmp_path: Path) -> None:
-    drawing = tmp_path / "drawn.svg"
-    with _started(open_tmp_path, "early_refresh.py", str(drawing)) as process:
+def test_early_refresh_spares_the_readers_and_draws_it(short_path: Path) -> None:
+    drawing = short_path / "drawn.svg"
+    with started("cache_reads", short_path, "early_refresh.py", str(drawing)) as process:
         output, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, ""), output
     row = r" +[\d,]+ +(\d+) +(\d+) +[\d.]+ ms +[\d.]+ ms$"
@@ -237,9 +188,9 @@ def test_early_refresh_spares_the_readers_and_draws_it(open_tmp_path: Path, tmp_
     loads, held_up = _figures(rf"^the same, in the background{row}", output)
     assert loads >= 3
     assert held_up < waited / 2
-    assert _outline(drawing) == _outline(RECIPE / "early_refresh.svg")
+    assert _outline(drawing) == _outline(RECIPES / "cache_reads" / "early_refresh.svg")
     drawing.unlink()
-    assert _left_behind(open_tmp_path) == []
+    assert left_behind(short_path) == []
 
 
 def _outline(drawing: Path) -> list[str]:
@@ -252,8 +203,8 @@ def _outline(drawing: Path) -> list[str]:
     ]
 
 
-def test_lifetimes_are_what_the_rules_say(open_tmp_path: Path) -> None:
-    output = _told(open_tmp_path, "lifetimes.py")
+def test_lifetimes_are_what_the_rules_say(short_path: Path) -> None:
+    output = _told(short_path, "lifetimes.py")
     lives = re.findall(r"ago: cached for +(\d+) s$", output, re.MULTILINE)
     for life, rule in zip(map(int, lives), (30, 360, 3_600), strict=True):
         assert 0.9 * rule - 2 <= life <= rule + 1

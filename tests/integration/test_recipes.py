@@ -1,88 +1,105 @@
-"""Every short recipe, run as its users run it: it succeeds, it leaves nothing behind.
-
-Each recipe asserts what it shows, so its exit status is the verdict.
-"""
+"""Every short recipe, run as its users run it: it tells its story and leaves nothing behind."""
 
 from __future__ import annotations
 
-import os
+import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
+from tests.integration.recipes import RECIPES, left_behind, started
 
-RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
-SHORT = sorted(each.parent.name for each in RECIPES.glob("*/main.py"))
-SHORT.remove("cache_reads")  # in test_recipe
+from forze.testing.servers import ValkeyServer
 
-recipe = pytest.mark.parametrize("name", SHORT)
+TOLD = {
+    "counters": (
+        r"1,000 increments at once: 1,000 different numbers; then a block: range\(1001, 1011\)",
+        r"20 customers, 3 in stock: 3 sold, 0 left",
+        r"an answer was lost: outcome 'unknown'",
+        r"the same call under the same id: 5; counted 5",
+        r"an id by incr\(\): \d+ us; out of a block of 1,000: \d+\.\d us",
+        r"3 workers killed: [\d,]+ ids printed, 0 of them twice, \d+ never used",
+    ),
+    "idempotency": (
+        r".*charged 1 time, 10 answers.*",
+        r".*used before with another payload.*",
+        r".*generation 2, takeover=True.*",
+        r".*fenced out; its generation 1 is below 2.*",
+        r".*third attempt: answered 'ordered' again.*",
+        r".*orders in the database: 1",
+    ),
+    "locks": (
+        r".*first: holds.*",
+        r".*is stopped.*",
+        r".*second: holds.*",
+        r".*second: wrote total 200.*",
+        r".*goes on.*",
+        r".*first: LockLost.*",
+        r".*first: FencedOut.*",
+        r".*total 200.*",
+        r"all torn down",
+    ),
+    "search_snapshots": (
+        r"page 1 of 7 products: prices \[10, 20, 30\]",
+        r"page 2: prices \[5, 60\], 1 removed since",
+        r"page 3: prices \[70\], 0 removed since",
+        r"bob with ann's cursor: refused",
+        r"ann with a cursor that was changed: refused",
+        r"a second later: products: .* expired.*",
+        r"rebuilt: prices \[30, 60, 70\], rebuilt=True",
+        r"50 equal searches at once: 1 snapshot",
+        r"100,000 of 100,001 ids frozen in \d+ ms \(truncated=True\).*",
+        r"a writer killed before its last part: the run is complete, of the story",
+        r"deleted, with what was left of the writer: missing",
+    ),
+    "tenants": (
+        r".*there is none.*",
+        r".*invoice numbers \[1, 1\].*",
+        r".*it reads what it writes: total 2.*",
+        r".*?(\d{3,}) requests over three rotations, \1 counted.*",
+        r".*does not permit the command.*",
+    ),
+}
+"""Lines of each story, in their order."""
+
+recipe = pytest.mark.parametrize("name", TOLD)
 
 
-def started(name: str, directory: Path) -> subprocess.Popen[str]:
-    directory.chmod(0o755)  # PostgreSQL's own user has to enter it
-    return subprocess.Popen(
-        [sys.executable, "-u", "-W", "error", "main.py"],
-        cwd=RECIPES / name,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={
-            **{key: value for key, value in os.environ.items() if not key.endswith("_DSN")},
-            "TMPDIR": str(directory),
-            "PYTHONDONTWRITEBYTECODE": "1",
-        },
-    )
+def test_each_recipe_has_its_story_here() -> None:
+    assert {each.parent.name for each in RECIPES.glob("*/main.py")} == {*TOLD, "cache_reads"}
 
 
-def working_in(directory: Path) -> list[str]:
-    """The command lines of processes that mention ``directory``."""
-    lines = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                lines.append((entry / "cmdline").read_text(errors="replace").replace("\0", " "))
-            except OSError:
-                continue
-    return [line for line in lines if str(directory) in line]
-
-
-def test_there_are_recipes() -> None:
-    assert {"counters", "idempotency", "locks", "search_snapshots", "tenants"} <= set(SHORT)
-
-
-@recipe
-def test_it_shows_what_it_promises(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    directory = tmp_path_factory.mktemp("r")
-    for folder in (directory.parent, directory.parent.parent):
-        folder.chmod(0o755)
-    with started(name, directory) as process:
+def told(name: str, short_path: Path, environment: dict[str, str] | None = None) -> None:
+    """Run it to its end and compare the story."""
+    with started(name, short_path, environment=environment) as process:
         output, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
-    assert errors == ""
-    assert len(output.splitlines()) > 5
-    assert working_in(directory) == []
-    assert list(directory.iterdir()) == []
+    assert (process.returncode, errors) == (0, ""), output
+    lines = iter(output.splitlines())
+    for wanted in TOLD[name]:
+        assert any(re.fullmatch(wanted, line) for line in lines), (wanted, output)
+    assert left_behind(short_path) == []
 
 
 @recipe
-def test_interrupted_it_leaves_nothing_behind(
-    name: str, tmp_path_factory: pytest.TempPathFactory
+def test_it_tells_its_story_and_leaves_nothing(name: str, short_path: Path) -> None:
+    told(name, short_path)
+
+
+@pytest.mark.parametrize("name", ["counters", "search_snapshots"])
+def test_on_a_server_of_the_users_own_it_cleans_up(
+    name: str, own_valkey: ValkeyServer, short_path: Path
 ) -> None:
-    directory = tmp_path_factory.mktemp("r")
-    for folder in (directory.parent, directory.parent.parent):
-        folder.chmod(0o755)
-    with started(name, directory) as process:
+    own_valkey.ask("SET", "theirs", "1")
+    told(name, short_path, {"REDIS_DSN": own_valkey.dsn})
+    assert own_valkey.ask("KEYS", "*").split()[2::2] == [b"theirs"]
+
+
+@recipe
+def test_interrupted_it_leaves_nothing(name: str, short_path: Path) -> None:
+    with started(name, short_path) as process:
         assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
     assert process.returncode != 0
-    deadline = time.monotonic() + 10
-    while (left := working_in(directory)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert left == []
-    assert list(directory.iterdir()) == []
+    assert left_behind(short_path) == []

@@ -365,9 +365,10 @@ async def test_nobody_collects_and_nothing_is_probed(valkey_dsn: str, watcher: W
         ctx.document.query(spec)
         await until(lambda: client.tracking.state == "on")
         await asyncio.sleep(0.05)
-        assert len(client.tracking._asked) == 1
+        (stream,) = client.tracking._streams.values()
+        assert len(stream.asked) == 1
         watcher.values("forze.cache.l1.size")
-        await until(lambda: len(client.tracking._asked) == 2)
+        await until(lambda: len(stream.asked) == 2)
 
 
 async def test_a_user_who_may_not_write_the_probe(

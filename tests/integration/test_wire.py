@@ -32,8 +32,7 @@ async def proxy(valkey: ValkeyServer) -> AsyncIterator[RespProxy]:
 
 
 def connection_of(client: RedisClient) -> Connection:
-    assert client._link is not None
-    return client._link.connection
+    return client._here().nodes[0].connection
 
 
 async def test_replies_are_matched_in_order_under_load(client: RedisClient) -> None:
