@@ -13,16 +13,10 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Generic, TypeVar
 
+from forze.application.integrations.locks.line import LOOK_SECONDS, WAITER_SECONDS
 from forze.application.integrations.locks.names import encode_name
 from forze.application.integrations.locks.protocol import Answer, LockState, SemaphoreState
-from forze.application.integrations.locks.store import (
-    LOOK_SECONDS,
-    WAITER_SECONDS,
-    Granted,
-    Heard,
-    Look,
-    Refused,
-)
+from forze.application.integrations.locks.store import Granted, Heard, Look, Refused
 from forze_memory.addresses import ResourceAddresses
 from forze_memory.config import MemoryResourceConfig
 
@@ -120,7 +114,7 @@ class MemoryStored(Generic[S]):
 
 
 class MemoryLocks:
-    """The locks, or read/write locks, of one resource. Implements ``InspectedLocks``."""
+    """The locks, or read/write locks, of one resource. Implements ``LockStore``."""
 
     def __init__(
         self,

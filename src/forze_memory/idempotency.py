@@ -15,6 +15,7 @@ from forze.application.integrations.idempotency import record as transitions
 from forze.application.integrations.idempotency.names import record_parts
 from forze.application.integrations.idempotency.port import StoredIdempotency
 from forze.application.integrations.idempotency.record import Answer, Granted, Record
+from forze.application.integrations.idempotency.store import Told
 from forze_memory.addresses import ResourceAddresses
 from forze_memory.config import MemoryResourceConfig
 from forze_memory.keyspace import Keyspace
@@ -28,7 +29,7 @@ class MemoryIdempotencyServer:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self.records: Keyspace[str, Record] = Keyspace()
-        self.waiting: dict[str, set[asyncio.Event]] = {}
+        self.waiting: dict[str, set[Told]] = {}
 
     def now(self) -> int:
         """Milliseconds on the server's clock."""
@@ -37,7 +38,7 @@ class MemoryIdempotencyServer:
     def changed(self, name: str) -> None:
         """Wake those that wait for the record."""
         for each in self.waiting.get(name, ()):
-            each.set()
+            each.tell()
 
 
 class MemoryIdempotency(StoredIdempotency):
@@ -64,6 +65,9 @@ class MemoryIdempotencyStore:
     def name(self, operation: str, key: str) -> str:
         """The record's address."""
         return self._addresses.of(*record_parts(operation, key))
+
+    def place(self) -> None:
+        """One place."""
 
     @asynccontextmanager
     async def hold(self) -> AsyncIterator[MemoryIdempotencyStore]:
@@ -126,15 +130,15 @@ class MemoryIdempotencyStore:
         return freed
 
     @asynccontextmanager
-    async def watch(self, name: str) -> AsyncIterator[_Heard]:
+    async def watch(self, name: str) -> AsyncIterator[Told]:
         """Hear of changes of the record."""
-        heard = asyncio.Event()
+        told = Told()
         among = self._server.waiting.setdefault(name, set())
-        among.add(heard)
+        among.add(told)
         try:
-            yield _Heard(heard)
+            yield told
         finally:
-            among.discard(heard)
+            among.discard(told)
             if not among and self._server.waiting.get(name) is among:
                 del self._server.waiting[name]
 
@@ -149,19 +153,3 @@ class MemoryIdempotencyStore:
     def _put(self, name: str, record: Record | None, retention: timedelta, now: int) -> None:
         assert record is not None
         self._server.records.set(name, record, now + retention // _MILLISECOND, now)
-
-
-class _Heard:
-    """Hears of one record. Implements ``Changes``."""
-
-    def __init__(self, changed: asyncio.Event) -> None:
-        self._changed = changed
-
-    async def wait(self, seconds: float) -> None:
-        """Until the record changes, or ``seconds`` have passed."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._changed.wait()
-        except TimeoutError:
-            return
-        self._changed.clear()

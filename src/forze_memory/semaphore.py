@@ -16,7 +16,7 @@ from forze_memory.dlock import SECOND, WAIT, MemoryLockServer, MemoryStored, ans
 
 
 class MemorySemaphores:
-    """The semaphores of one resource. Implements ``CountedStore``."""
+    """The semaphores of one resource. Implements ``LockStore``."""
 
     def __init__(
         self,

@@ -5,7 +5,8 @@ from forze_postgres.config import PostgresConfig
 from forze_postgres.document import PostgresDocumentStore
 from forze_postgres.document_config import PostgresDocumentConfig, PostgresReadOnlyDocumentConfig
 from forze_postgres.fenced import check_fence, fenced_update
-from forze_postgres.idempotency import PostgresIdempotencyConfig, idempotency_table_sql
+from forze_postgres.idempotency import PostgresIdempotencyConfig
+from forze_postgres.idempotency_table import idempotency_table_sql
 from forze_postgres.lifecycle import PostgresLifecycleModule, postgres_lifecycle_step
 from forze_postgres.module import PostgresDepsModule
 from forze_postgres.transaction import PostgresTransactionManager

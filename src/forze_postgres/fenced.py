@@ -31,8 +31,9 @@ async def fenced_update(
     """Row ``id`` has these ``values``, and no holder with a lower token can write it any more.
 
     ``relation`` is a table or ``(schema, table)``; ``fence_column`` a bigint in it, NULL where
-    nobody has written under a lock yet; ``token`` the lock's, or the lock itself. One statement,
-    one round trip, in the transaction that is open in this task if there is one.
+    nobody has written under a lock yet; ``token`` the lock's, or the lock itself; ``values`` by
+    column, as the driver takes them (``jsonb`` is JSON text). One statement, one round trip, in the
+    transaction that is open in this task if there is one.
 
     Raises ``FencedOut`` where a later holder has written, ``NotFoundError`` where there is no such
     row; then nothing was changed, and one more round trip was made to tell which.

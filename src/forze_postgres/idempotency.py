@@ -9,7 +9,7 @@ owner was taken over is refused instead of committed.
 Leases and lifetimes are counted by the database's clock. A claim whose record is locked is
 refused at once (``SKIP LOCKED``) and never waits for the transaction.
 
-The table is the application's to make (:func:`idempotency_table_sql`, as a migration) and is
+The table is the application's to make (``idempotency_table_sql()``, as a migration) and is
 checked at start. Expired rows are removed a thousand at a time, at most once a minute by each
 process that begins operations.
 """
@@ -17,7 +17,6 @@ process that begins operations.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -31,6 +30,7 @@ from forze.application.contracts.idempotency import IdempotencySnapshot, Idempot
 from forze.application.contracts.tenancy import require_tenant
 from forze.application.contracts.transaction import OPEN, Transaction, transaction_of
 from forze.application.integrations.idempotency.names import record_parts
+from forze.application.integrations.idempotency.packing import head_of, snapshot_of
 from forze.application.integrations.idempotency.port import StoredIdempotency
 from forze.application.integrations.idempotency.record import (
     Answer,
@@ -42,28 +42,14 @@ from forze.application.integrations.idempotency.record import (
     State,
 )
 from forze.application.integrations.keys import encode_part
-from forze.errors import BackendCorrupt, ConfigurationError
-from forze_postgres.catalog import SHAPES_SQL, Name, Shape, shapes, shown, unfilled
+from forze.errors import ConfigurationError
+from forze_postgres.catalog import SHAPES_SQL, shapes
 from forze_postgres.client import PostgresClient
 from forze_postgres.document_config import Relation, checked_relation
 from forze_postgres.errors import BACKEND
-from forze_postgres.sql import quoted
+from forze_postgres.idempotency_table import Statements, problems
 
-_COLUMNS = {
-    "record": "text",
-    "state": "text",
-    "payload_hash": "text",
-    "owner": "text",
-    "generation": "int8",
-    "lease_until": "timestamptz",
-    "expires_at": "timestamptz",
-    "status_code": "int4",
-    "head": "jsonb",
-    "body": "bytea",
-}
-_SPELLED = {"int8": "bigint", "int4": "integer"}
 _PURGE_SECONDS = 60.0
-_PURGE_ROWS = 1000
 _LOCKED_MS = 100
 """A locked record is being decided on right now: what to report of a lease that has lapsed."""
 _FIRST_LOOK_SECONDS, _LONGEST_LOOK_SECONDS = 0.02, 0.5
@@ -72,7 +58,7 @@ _FIRST_LOOK_SECONDS, _LONGEST_LOOK_SECONDS = 0.02, 0.5
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PostgresIdempotencyConfig:
     """One set of idempotency records: ``table`` is ``(schema, table)``, made by
-    :func:`idempotency_table_sql`. ``tenant_aware``: each tenant's records are apart."""
+    ``idempotency_table_sql()``. ``tenant_aware``: each tenant's records are apart."""
 
     table: Relation
     tenant_aware: bool = False
@@ -82,26 +68,6 @@ class PostgresIdempotencyConfig:
         object.__setattr__(self, "table", checked_relation(owner, "table", self.table))
         if not isinstance(self.tenant_aware, bool):
             raise ConfigurationError(f"{owner}: tenant_aware is True or False", name="tenant_aware")
-
-
-def idempotency_table_sql(table: Relation) -> str:
-    """The statements that make the table of a :class:`PostgresIdempotencyConfig`."""
-    name = quoted(*table)
-    return f"""\
-CREATE TABLE {name} (
-    record text PRIMARY KEY,
-    state text NOT NULL,
-    payload_hash text NOT NULL,
-    owner text NOT NULL,
-    generation bigint NOT NULL,
-    lease_until timestamptz NOT NULL,
-    expires_at timestamptz NOT NULL,
-    status_code integer,
-    head jsonb,
-    body bytea
-);
-CREATE INDEX ON {name} (expires_at);
-"""
 
 
 class PostgresIdempotency(StoredIdempotency):
@@ -132,7 +98,7 @@ class PostgresIdempotencyStore:
         self._config = config
         self._resolver = resolver
         self._resource = f"idempotency {spec.name!r}"
-        self._sql = _Statements(quoted(*config.table))
+        self._sql = Statements(config.table)
         self._asking: dict[str, asyncio.Task[Answer]] = {}
         self._purged = 0.0
 
@@ -142,6 +108,9 @@ class PostgresIdempotencyStore:
         if self._config.tenant_aware:
             parts = (encode_part(require_tenant(self._resource), "tenant"), *parts)
         return "/".join(parts)
+
+    def place(self) -> None:
+        """One place: a client has one database."""
 
     @asynccontextmanager
     async def hold(self) -> AsyncIterator[PostgresIdempotencyStore]:
@@ -193,8 +162,8 @@ class PostgresIdempotencyStore:
         retention: timedelta,
     ) -> bool:
         """One round trip, in the transaction open in this task where there is one."""
-        head = json.dumps({"content_type": snapshot.content_type, "headers": snapshot.headers})
-        args = (name, owner, generation, retention, snapshot.status_code, head, snapshot.body)
+        answer = (snapshot.status_code, head_of(snapshot), snapshot.body)
+        args = (name, owner, generation, retention, *answer)
         return bool(
             await self._client.rows(
                 self._sql.complete, *args, doing="storing an answer", write=True
@@ -224,7 +193,7 @@ class PostgresIdempotencyStore:
             rows = await self._client.rows(
                 SHAPES_SQL, [schema], [relation], doing=f"checking the table of {self._resource}"
             )
-        wrong = _problems(self._config.table, shapes(rows).get(self._config.table))
+        wrong = problems(self._config.table, shapes(rows).get(self._config.table))
         if wrong:
             raise ConfigurationError(
                 f"{self._resource} does not fit the database: {'; '.join(wrong)}. Make the table "
@@ -265,67 +234,6 @@ class _Look:
         self._pause = min(2 * self._pause, _LONGEST_LOOK_SECONDS)
 
 
-class _Statements:
-    """SQL over one table. ``$1`` is the record; times are the database's own.
-
-    ``claim`` makes a row, or takes the one that is there if it may, and says what was there: it
-    reads the row as it is when the statement begins, and takes it only if it still is so, and
-    not locked. An INSERT for a row that is there would wait for whoever has it locked.
-    """
-
-    def __init__(self, table: str) -> None:
-        alive = "expires_at > clock_timestamp()"
-        held = f"record = $1 AND owner = $2 AND generation = $3 AND {alive}"
-        claimable = (
-            f"(state = 'free' OR NOT {alive} OR (state = 'pending' AND payload_hash = $2 "
-            "AND (owner = $3 OR lease_until <= clock_timestamp())))"
-        )
-        self.claim = (
-            f"WITH seen AS (SELECT *, {alive} AS alive, "
-            "CAST(ceil(extract(epoch FROM lease_until - clock_timestamp()) * 1000) AS bigint) "
-            f"AS lease_left_ms FROM {table} WHERE record = $1), "
-            f"unlocked AS MATERIALIZED (SELECT record FROM {table} WHERE record = $1 "
-            f"AND {claimable} FOR UPDATE SKIP LOCKED), "
-            f"taken AS (UPDATE {table} SET state = 'pending', payload_hash = $2, owner = $3, "
-            "generation = CASE WHEN state = 'pending' AND owner = $3 THEN generation "
-            "ELSE generation + 1 END, lease_until = clock_timestamp() + $4::interval, "
-            "expires_at = clock_timestamp() + $5::interval, "
-            "status_code = NULL, head = NULL, body = NULL "
-            f"WHERE record IN (SELECT record FROM unlocked) AND {claimable} "
-            "RETURNING generation), "
-            f"made AS (INSERT INTO {table} (record, state, payload_hash, owner, generation, "
-            "lease_until, expires_at) SELECT $1, 'pending', $2, $3, 1, "
-            "clock_timestamp() + $4::interval, clock_timestamp() + $5::interval "
-            "WHERE NOT EXISTS (SELECT FROM seen) ON CONFLICT (record) DO NOTHING "
-            "RETURNING generation) "
-            "SELECT seen.*, taken.generation AS taken, made.generation AS made FROM (SELECT) one "
-            "LEFT JOIN seen ON true LEFT JOIN taken ON true LEFT JOIN made ON true"
-        )
-        self.beat = (
-            f"UPDATE {table} SET lease_until = clock_timestamp() + $4::interval, "
-            f"expires_at = clock_timestamp() + $5::interval WHERE {held} AND state = 'pending' "
-            "RETURNING record"
-        )
-        self.complete = (
-            f"WITH done AS (UPDATE {table} SET state = 'completed', status_code = $5, "
-            "head = $6::jsonb, body = $7, expires_at = clock_timestamp() + $4::interval "
-            f"WHERE {held} AND state = 'pending' RETURNING record) "
-            f"SELECT record FROM done UNION ALL SELECT record FROM {table} "
-            f"WHERE {held} AND state = 'completed'"
-        )
-        self.release = (
-            f"UPDATE {table} SET state = 'free', owner = '', payload_hash = '', "
-            f"expires_at = clock_timestamp() + $4::interval WHERE record = $1 AND owner = $2 "
-            f"AND ($3::bigint = 0 OR generation = $3) AND {alive} AND state = 'pending' "
-            "RETURNING record"
-        )
-        self.purge = (
-            f"DELETE FROM {table} WHERE record IN (SELECT record FROM {table} "
-            f"WHERE expires_at < clock_timestamp() LIMIT {_PURGE_ROWS} FOR UPDATE SKIP LOCKED) "
-            "RETURNING record"
-        )
-
-
 def _answer(row: Any, name: str, owner: str, payload_hash: str) -> Answer:
     """What the row that was seen, and the generation that was taken, mean."""
     state, alive = row["state"], row["alive"]
@@ -339,37 +247,7 @@ def _answer(row: Any, name: str, owner: str, payload_hash: str) -> Answer:
     if alive and state != State.FREE and row["payload_hash"] != payload_hash:
         return Mismatched()
     if alive and state == State.COMPLETED:
-        return Completed(_snapshot(row, name))
+        answer = row["status_code"], row["head"], row["body"]
+        return Completed(snapshot_of(*answer, record=name, backend=BACKEND))
     left = row["lease_left_ms"] if alive and state == State.PENDING else 0
     return Busy(left if left > 0 else _LOCKED_MS)
-
-
-def _snapshot(row: Any, name: str) -> IdempotencySnapshot:
-    try:
-        head = json.loads(row["head"])
-        headers = tuple((each[0], each[1]) for each in head["headers"])
-        return IdempotencySnapshot(row["status_code"], head["content_type"], row["body"], headers)
-    except (TypeError, ValueError, LookupError) as error:
-        raise BackendCorrupt(
-            f"the idempotency record {name!r} holds no answer that can be read; somebody else "
-            "writes to this table: remove the row",
-            backend=BACKEND,
-        ) from error
-
-
-def _problems(name: Name, shape: Shape | None) -> list[str]:
-    if shape is None:
-        return [f"{shown(name)} does not exist"]
-    if shape.kind not in ("r", "p"):
-        return [f"{shape.name} is not a table"]
-    wrong: list[str] = []
-    for column, expected in _COLUMNS.items():
-        found = shape.columns.get(column)
-        wanted = _SPELLED.get(expected, expected)
-        if found is None:
-            wrong.append(f"{shape.name}.{column} is missing; expected {wanted}")
-        elif found.type != expected:
-            wrong.append(f"{shape.name}.{column} is {found.shown}; expected {wanted}")
-    if frozenset({"record"}) not in shape.keys:
-        wrong.append(f"{shape.name}.record is not unique; expected PRIMARY KEY")
-    return wrong + unfilled(shape, _COLUMNS)

@@ -180,7 +180,7 @@ class RedisPointers:
                 found += [Miss.AWAY] * len(keys)
             else:
                 each = answer if len(keys) > 1 else (answer,)
-                found += (one if isinstance(one, bytes) else _other(one) for one in each)
+                found += [one if one.__class__ is bytes else _other(one) for one in each]
         for error in failed:
             alone = not self._client.clustered or len(failed) == len(asked)
             if alone or not isinstance(error, BackendError):
@@ -327,20 +327,25 @@ class RedisCache(DirectCache[Pair]):
         return address[0]
 
     async def _load(self, addresses: Sequence[Pair]) -> list[bytes | None]:
-        """Large values are fetched apart, one by one."""
+        """Large values are fetched apart, one by one. What was asked of a server that has been
+        replaced meanwhile is not there."""
+        asked = [self._server(pair) for pair in addresses]
         replies = await self._each(
-            GET, addresses, lambda pairs: (self._generation(pairs[0]), _LIMIT)
+            GET, addresses, lambda pairs: (self._server(pairs[0]).generation, _LIMIT)
         )
         for at, reply in enumerate(replies):
             if reply == 4:
-                generation = self._generation(addresses[at])
+                generation = asked[at].generation
                 (replies[at],) = await self._client.call_large(
                     "EVALSHA", GET.sha1, 2, *addresses[at], generation, "0"
                 )
-        return replies
+        return [
+            reply if server is self._server(pair) else None
+            for reply, server, pair in zip(replies, asked, addresses, strict=True)
+        ]
 
-    def _generation(self, pair: Pair) -> str:
-        return (self._client.incarnation(pair[0]) or _NOBODY).generation
+    def _server(self, pair: Pair) -> Incarnation:
+        return self._client.incarnation(pair[0]) or _NOBODY
 
     async def _store(self, bodies: Mapping[Pair, bytes], life_ms: int) -> None:
         await self._each(
@@ -349,7 +354,7 @@ class RedisCache(DirectCache[Pair]):
 
     async def _put(self, entries: Sequence[tuple[Pair, str, bytes]], life_ms: int) -> list[bool]:
         def put(batch: Sequence[tuple[Pair, str, bytes]]) -> Awaitable[Any]:
-            tag = self._generation(batch[0][0]) + DIRECT
+            tag = self._server(batch[0][0]).generation + DIRECT
             args = [part for _, version, body in batch for part in (version, body)]
             pointers = [pair[0] for pair, _, _ in batch]
             return self._client.change(PUT, pointers, (tag, life_ms, *args))

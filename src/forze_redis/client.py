@@ -42,9 +42,10 @@ from forze_redis.wire.link import Incarnation, Link, Listeners, weakly
 from forze_redis.wire.pool import LARGE_BYTES
 from forze_redis.wire.replies import BACKEND
 from forze_redis.wire.scripts import Script, pack
-from forze_redis.wire.slots import own_row
+from forze_redis.wire.slots import own_row, settled
 from forze_redis.wire.subscriptions import Heard, Subscription
 from forze_redis.wire.tracking import Tracking
+from forze_redis.wire.way import Way
 
 Argument: TypeAlias = str | bytes | int | float
 
@@ -110,9 +111,9 @@ class RedisClient:
         self._config = RedisConfig()
         self._timeout = seconds(self._config.socket_timeout)
         self._cache_timeout = seconds(self._config.cache_timeout)
-        self._link: Link | Cluster | None = None
-        self._cluster: Cluster | None = None
-        self._clustered = False
+        self._link: Way | None = None
+        self.clustered = False
+        """Whether it is a cluster that it talks to: keys of one call then share a hash tag."""
         self._availability = Availability()
         self._shape = Shape(self._availability)
         self._listeners = Listeners()
@@ -136,7 +137,7 @@ class RedisClient:
         endpoint.ssl_context()
         await self.close()
         self._endpoint, self._config = endpoint, config
-        self._clustered = bool(endpoint.seeds)
+        self.clustered = bool(endpoint.seeds)
         self._shape = Shape(self._availability)
         self._timeout = seconds(config.socket_timeout)
         self._cache_timeout = seconds(config.cache_timeout)
@@ -158,7 +159,7 @@ class RedisClient:
     async def close(self) -> None:
         """Close every connection. Calls in flight get a second to be answered, then fail."""
         link, self._link = self._link, None
-        self._endpoint = self._cluster = None
+        self._endpoint = None
         self._listeners.subscriptions.end()
         if link is None:
             return
@@ -183,6 +184,10 @@ class RedisClient:
         ``ConfigurationError``; it belongs to :attr:`redis`. So is, on a cluster, one that looks at
         all keys of a server: see :meth:`primaries`.
         """
+        return self.send(self.packed(command, *args), timeout)
+
+    def packed(self, command: str | bytes, *args: Argument) -> bytes:
+        """A command as :meth:`send` takes it; refuses what :meth:`call` refuses."""
         name = command if isinstance(command, str) else command.decode(errors="replace")
         if _not_shared(name):
             raise ConfigurationError(
@@ -196,7 +201,7 @@ class RedisClient:
                 "each of client.primaries()",
                 name=name,
             )
-        return self.send(pack(command, *args), timeout)
+        return pack(command, *args)
 
     def run(
         self,
@@ -233,11 +238,9 @@ class RedisClient:
         link = self._link or self._relink()
         if self._availability.away:
             return self._here().refused()
-        if self._cluster is not None and len(packed) <= LARGE_BYTES:
-            return self._cluster.connection.send_cached(packed, self._cache_timeout)
         if len(packed) > LARGE_BYTES:
             return asyncio.ensure_future(self._send_large(packed, self._cache_timeout))
-        return link.connection.send(packed, self._cache_timeout)
+        return link.connection.send_cached(packed, self._cache_timeout)
 
     def change(
         self, script: Script, keys: Sequence[str], args: Sequence[Argument] = ()
@@ -297,6 +300,10 @@ class RedisClient:
         """Several commands in one write and one round trip."""
         return Pipeline(self)
 
+    def current_route(self) -> str | None:
+        """Which of several servers a call sent now would go to; None where there is one."""
+        return None
+
     def hold(self) -> AbstractAsyncContextManager[RedisClient]:
         """The client that serves the current route, kept open for the length of the block.
 
@@ -327,11 +334,6 @@ class RedisClient:
         return link is not None and (link.busy or self._listeners.subscriptions.any)
 
     @property
-    def clustered(self) -> bool:
-        """Whether it is a cluster that it talks to: keys of one call then share a hash tag."""
-        return self._clustered
-
-    @property
     def generation(self) -> str:
         """Eight characters that change when another server answers, or it restarted."""
         return self._link.generation if self._link is not None else "00000000"
@@ -346,36 +348,34 @@ class RedisClient:
 
         Without a key that of every key, None where there is no such thing.
         """
-        link = self._link
-        if isinstance(link, Link):
-            return link.incarnation
-        return None if link is None or key is None else link.incarnation_of(key)
+        return None if self._link is None else self._link.incarnation_of(key)
 
     def available(self, key: str | None = None) -> bool:
         """False while calls on the cache path fail at once because the server is away.
 
         On a cluster: the server of ``key``; without one, every server.
         """
-        if self._cluster is not None:
-            return self._cluster.available(key)
+        if self.clustered and self._link is not None:
+            return self._link.available(key)
         return not self._availability.away
 
     async def layout(self) -> tuple[str, ...]:
         """Which slots each primary of a cluster says it has; () for a single server.
 
-        One round trip. Two answers that are alike, without an open slot (``[``) in them, were
-        given while no key moved.
+        One round trip. Two answers that are alike and ``settled`` were given while no key moved.
+        Where others have some of the slots by now, the client asks for them.
         """
         if not self.clustered:
             return ()
         nodes = await asyncio.gather(*(each.call("CLUSTER", "NODES") for each in self.primaries()))
-        return tuple(own_row(told) for told in nodes)
+        rows = tuple(own_row(told) for told in nodes)
+        if not settled(rows):
+            self._here().doubt()
+        return rows
 
     def primaries(self) -> Sequence[Primary]:
         """Each server that has keys of its own, for commands that look at all of a server's."""
-        link = self._here()
-        nodes = (link,) if isinstance(link, Link) else link.nodes
-        return tuple(Primary(node, self._timeout) for node in nodes)
+        return tuple(Primary(node, self._timeout) for node in self._here().nodes)
 
     def on_recovery(self, callback: Callable[[], None]) -> None:
         """Call back whenever the server answers again after it was away.
@@ -406,20 +406,21 @@ class RedisClient:
         if self._endpoint is None:
             return RedisHealth(ok=False, error="the client is not connected; call connect()")
         link = self._here()
-        return await (self._health_at(link) if isinstance(link, Link) else self._health_of(link))
-
-    async def _health_of(self, cluster: Cluster) -> RedisHealth:
-        """All of its primaries, as one."""
-        nodes = await asyncio.gather(*(self._health_at(node) for node in cluster.nodes))
+        nodes = await asyncio.gather(*(self._health_at(node) for node in link.nodes))
         if not nodes:
-            return RedisHealth(ok=False, where=cluster.where, error=str(cluster.nobody()))
+            why = link.error or "no node of the cluster is known"
+            return RedisHealth(ok=False, where=link.where, error=str(why))
+        return self._together(link.where, nodes) if self.clustered else nodes[0]
+
+    def _together(self, where: str, nodes: Sequence[RedisHealth]) -> RedisHealth:
+        """All primaries of a cluster, as one."""
         sick = [node for node in nodes if not node.ok]
         open_since = [each.breaker_since for each in nodes if each.breaker == "open"]
         said = "; ".join(each.error or f"{each.where} is away" for each in sick)
         return replace(
             nodes[0],
             ok=not sick,
-            where=cluster.where,
+            where=where,
             latency_ms=max((each.latency_ms or 0.0 for each in nodes if each.ok), default=None),
             generation_known=all(each.generation_known for each in nodes),
             breaker="open" if open_since else "closed",
@@ -468,14 +469,14 @@ class RedisClient:
             )
         return self._endpoint
 
-    def _here(self) -> Link | Cluster:
+    def _here(self) -> Way:
         """The link of the running event loop."""
         link = self._link
         if link is None or link.loop is not asyncio.get_running_loop():
             return self._relink()
         return link
 
-    def _relink(self) -> Link | Cluster:
+    def _relink(self) -> Way:
         """A new link of the running event loop, in the place of any other."""
         endpoint, old = self._connected_to(), self._link
         if old is not None:
@@ -483,10 +484,8 @@ class RedisClient:
             _leave(old)
         config, listeners, elsewhere = self._config, self._listeners, self._elsewhere
         if endpoint.seeds:
-            self._link = self._cluster = Cluster(
-                endpoint, config, self._shape, listeners, elsewhere
-            )
-            return self._link
+            cluster = self._link = Cluster(endpoint, config, self._shape, listeners, elsewhere)
+            return cluster
         self._link = link = Link(endpoint, config, self._availability, listeners, elsewhere)
         if isinstance(old, Link):
             link.generation = old.generation
@@ -497,7 +496,6 @@ class RedisClient:
 
     def _forked(self) -> None:
         link, self._link = self._link, None
-        self._cluster = None
         self._listeners.leave()
         if link is not None:
             _inherited.append(link)
@@ -507,7 +505,7 @@ class RedisClient:
 RedisClientDepKey: DepKey[RedisClient] = DepKey("redis_client")
 
 _clients: weakref.WeakSet[RedisClient] = weakref.WeakSet()
-_inherited: list[Link | Cluster] = []
+_inherited: list[Way] = []
 """Links of the parent process: kept, so that nothing of them is ever finalized here."""
 
 
@@ -520,7 +518,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _leave(link: Link | Cluster) -> None:
+def _leave(link: Way) -> None:
     """Give up a link that belongs to another event loop, which may be closed."""
     link.retired = True
     if not link.loop.is_closed():

@@ -22,7 +22,6 @@ from forze.errors import BackendCorrupt, ForzeError
 from forze_redis.client import RedisClient
 from forze_redis.config import RedisCounterConfig
 from forze_redis.keys import ResourceKeys
-from forze_redis.routed import RoutedRedisClient
 from forze_redis.wire.replies import BACKEND
 from forze_redis.wire.scripts import load_script
 
@@ -52,10 +51,7 @@ class RedisCounter(Counting):
         return self._keys.of(*parts)
 
     def _scope(self, suffix: str | None) -> Hashable:
-        address, client = self._address(suffix), self._client
-        if isinstance(client, RoutedRedisClient):  # one key, and a counter on each server
-            return address, client.current_route()
-        return address
+        return self._address(suffix), self._client.current_route()
 
     async def _add(
         self, address: str, suffix: str | None, change: Change, operation: Operation | None

@@ -21,15 +21,9 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
+from forze.application.integrations.locks.line import LOOK_SECONDS, WAITER_SECONDS
 from forze.application.integrations.locks.names import encode_name
-from forze.application.integrations.locks.store import (
-    LOOK_SECONDS,
-    WAITER_SECONDS,
-    Granted,
-    Heard,
-    Look,
-    Refused,
-)
+from forze.application.integrations.locks.store import Granted, Heard, Look, Refused
 from forze_redis.client import RedisClient
 from forze_redis.config import RedisDistributedLockConfig
 from forze_redis.keys import ResourceKeys
@@ -53,7 +47,7 @@ _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class RedisLocks:
-    """The locks, or read/write locks, of one resource. Implements ``InspectedLocks``."""
+    """The locks, or read/write locks, of one resource. Implements ``LockStore``."""
 
     def __init__(
         self,

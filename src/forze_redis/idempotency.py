@@ -13,17 +13,15 @@ of ``forze.application.integrations.idempotency.record``.
 
 from __future__ import annotations
 
-import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
 
 from forze.application.contracts.deps import Resolver
 from forze.application.contracts.idempotency import IdempotencySnapshot, IdempotencySpec
 from forze.application.contracts.transaction import Transaction
 from forze.application.integrations.idempotency.names import record_parts
+from forze.application.integrations.idempotency.packing import head_of, snapshot_of
 from forze.application.integrations.idempotency.port import StoredIdempotency
 from forze.application.integrations.idempotency.record import (
     Answer,
@@ -32,7 +30,7 @@ from forze.application.integrations.idempotency.record import (
     Granted,
     Mismatched,
 )
-from forze.errors import BackendCorrupt
+from forze.application.integrations.idempotency.store import Told
 from forze_redis.client import RedisClient
 from forze_redis.config import RedisIdempotencyConfig
 from forze_redis.keys import ResourceKeys
@@ -74,6 +72,10 @@ class RedisIdempotencyStore:
         """The record's key."""
         return self._keys.of(*record_parts(operation, key))
 
+    def place(self) -> str | None:
+        """The route, where there is a server for each."""
+        return self._client.current_route()
+
     @asynccontextmanager
     async def hold(self) -> AsyncIterator[RedisIdempotencyStore]:
         """The store on the client of the current route, kept open."""
@@ -96,7 +98,7 @@ class RedisIdempotencyStore:
             case b"mismatch":
                 return Mismatched()
             case b"completed":
-                return Completed(_snapshot(name, *rest))
+                return Completed(snapshot_of(*rest, record=name, backend=BACKEND))
         return Granted(int(rest[0]), word.decode())
 
     async def beat(
@@ -115,9 +117,9 @@ class RedisIdempotencyStore:
         retention: timedelta,
     ) -> bool:
         """One round trip."""
-        head = json.dumps({"content_type": snapshot.content_type, "headers": snapshot.headers})
-        args = (owner, generation, retention // _MILLISECOND, snapshot.status_code)
-        return bool(await self._client.run(COMPLETE, [name], (*args, head, snapshot.body)))
+        answer = (snapshot.status_code, head_of(snapshot), snapshot.body)
+        args = (owner, generation, retention // _MILLISECOND, *answer)
+        return bool(await self._client.run(COMPLETE, [name], args))
 
     async def release(self, name: str, owner: str, generation: int, retention: timedelta) -> bool:
         """One round trip."""
@@ -125,48 +127,14 @@ class RedisIdempotencyStore:
         return bool(await self._client.run(RELEASE, [name], args))
 
     @asynccontextmanager
-    async def watch(self, name: str) -> AsyncIterator[_Heard]:
+    async def watch(self, name: str) -> AsyncIterator[Told]:
         """Hear of changes of the record; one round trip for the first who does in a process."""
-        heard = _Heard()
-        subscription = await self._client.subscribe(f"{name}:changed", heard)
+        told = Told()
+        subscription = await self._client.subscribe(f"{name}:changed", lambda _: told.tell())
         try:
-            yield heard
+            yield told
         finally:
             subscription.close()
 
     async def check(self) -> None:
         """There is nothing to compare: records are made as they are needed."""
-
-
-class _Heard:
-    """What a subscription has heard. Implements ``Changes``."""
-
-    __slots__ = ("_changed",)
-
-    def __init__(self) -> None:
-        self._changed = asyncio.Event()
-
-    def __call__(self, message: bytes | None) -> None:
-        self._changed.set()
-
-    async def wait(self, seconds: float) -> None:
-        """Until a message comes, one may have been missed, or ``seconds`` have passed."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._changed.wait()
-        except TimeoutError:
-            return
-        self._changed.clear()
-
-
-def _snapshot(name: str, status: Any, head: Any, body: Any) -> IdempotencySnapshot:
-    try:
-        parsed = json.loads(head)
-        headers = tuple((each[0], each[1]) for each in parsed["headers"])
-        return IdempotencySnapshot(int(status), parsed["content_type"], body, headers)
-    except (TypeError, ValueError, LookupError) as error:
-        raise BackendCorrupt(
-            f"the idempotency record {name} holds no answer that can be read; somebody else "
-            "writes under this namespace: give it another one, or remove the key",
-            backend=BACKEND,
-        ) from error

@@ -9,8 +9,7 @@ from forze.application.execution.context import ExecutionContext
 from forze.application.execution.lifecycle import LifecycleStep
 from forze.errors import ConfigurationError
 from forze_redis.client import RedisClient, RedisClientDepKey
-from forze_redis.routed import RoutedRedisClient
-from forze_redis.routes import Endpoints
+from forze_redis.routed import Endpoints, RoutedRedisClient
 from forze_redis.wire.config import RedisConfig
 
 

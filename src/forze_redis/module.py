@@ -52,7 +52,7 @@ from forze_redis.dlock import RedisLocks
 from forze_redis.idempotency import RedisIdempotency
 from forze_redis.push_latency import measure_push_latency
 from forze_redis.routed import RoutedRedisClient
-from forze_redis.routed_cache import RoutedCache
+from forze_redis.routed.cache import RoutedCache
 from forze_redis.search_snapshot import RedisSearchSnapshot
 from forze_redis.semaphore import RedisSemaphores
 

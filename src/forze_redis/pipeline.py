@@ -10,11 +10,11 @@ Not a transaction: each command stands by itself, and one that fails does not st
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
 from forze_redis.wire.connection import Reply
-from forze_redis.wire.scripts import Script
+from forze_redis.wire.scripts import Script, pack
 
 if TYPE_CHECKING:
     from forze_redis.client import Argument, RedisClient
@@ -30,20 +30,20 @@ class Pipeline:
 
     def __init__(self, client: RedisClient) -> None:
         self._client = client
-        self._queued: list[Callable[[float | None], asyncio.Future[Reply]]] = []
+        self._queued: list[bytes] = []
 
     def __len__(self) -> int:
         """How many commands are queued."""
         return len(self._queued)
 
     def call(self, command: str | bytes, *args: Argument) -> Self:
-        """Queue one command; see :meth:`RedisClient.call`."""
-        self._queued.append(lambda timeout: self._client.call(command, *args, timeout=timeout))
+        """Queue one command; refused here and now where :meth:`RedisClient.call` refuses it."""
+        self._queued.append(self._client.packed(command, *args))
         return self
 
     def run(self, script: Script, keys: Sequence[Argument], args: Sequence[Argument] = ()) -> Self:
         """Queue one script; see :meth:`RedisClient.run`."""
-        self._queued.append(lambda timeout: self._client.run(script, keys, args, timeout=timeout))
+        self._queued.append(pack("EVALSHA", script.sha1, len(keys), *keys, *args))
         return self
 
     async def execute(
@@ -57,7 +57,10 @@ class Pipeline:
         above 256 KiB, more.
         """
         queued, self._queued = self._queued, []
-        replies = await asyncio.gather(*(send(timeout) for send in queued), return_exceptions=True)
+        send = self._client.send
+        replies = await asyncio.gather(
+            *(send(packed, timeout) for packed in queued), return_exceptions=True
+        )
         for reply in replies:
             if isinstance(reply, BaseException) and not return_exceptions:
                 raise reply

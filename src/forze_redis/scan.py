@@ -2,7 +2,8 @@
 
 SCAN promises to find what is there from its beginning to its end, on one server. What moves
 from a server that was not looked at yet to one that was is missed, so where slots of a cluster
-have moved meanwhile, or are about to, it is done again.
+have moved meanwhile it is done again, and where they are about to, or are with a server that
+the client has yet to hear of, it is not done at all.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from forze.errors import BackendUnavailable
 from forze_redis.wire.replies import BACKEND
+from forze_redis.wire.slots import settled
 
 if TYPE_CHECKING:
     from forze_redis.client import Primary, RedisClient
@@ -29,12 +31,14 @@ async def remove_all(client: RedisClient, pattern: str) -> int:
     removed, before = 0, await client.layout()
     for _ in range(_PASSES):
         primaries = client.primaries()
+        if client.clustered and not settled(before):
+            break
         if not all(each.available() for each in primaries):
             break
         for each in primaries:
             removed += await _remove(client, each, pattern)
         after = await client.layout()
-        if after == before and not any("[" in row for row in after):
+        if after == before:
             return removed
         before = after
     raise BackendUnavailable(

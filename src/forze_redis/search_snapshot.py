@@ -13,6 +13,7 @@ expires; encoded parts hold no ``!``, so no run has the name of another's parts.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from contextlib import suppress
 from datetime import timedelta
 from secrets import token_hex
@@ -66,6 +67,9 @@ class RedisSearchSnapshot(Snapshotting):
     @property
     def tenant_aware(self) -> bool:
         return self._tenant_aware
+
+    def scope(self) -> Hashable:
+        return super().scope(), self._client.current_route()
 
     def _address(self, run: str) -> str:
         return self._keys.of(run)

@@ -31,7 +31,7 @@ HELD = load_script("semaphore_held")
 
 
 class RedisSemaphores:
-    """The semaphores of one resource. Implements ``CountedStore``."""
+    """The semaphores of one resource. Implements ``LockStore``."""
 
     def __init__(
         self, client: RedisClient, config: RedisDistributedLockConfig, spec: SemaphoreSpec

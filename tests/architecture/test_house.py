@@ -106,3 +106,9 @@ def test_no_long_sleeps_outside_faults() -> None:
         if re.search(r"sleep\((?:0?\.[2-9]|0\.1[0-9]|[1-9])", line)
     ]
     assert found == []
+
+
+def test_the_table_of_the_wire_names_each_of_its_modules() -> None:
+    wire = ROOT / "src" / "forze_redis" / "wire"
+    table = (wire / "__init__.py").read_text()
+    assert [each.stem for each in wire.glob("[!_]*.py") if f"``{each.stem}``" not in table] == []

@@ -20,7 +20,13 @@ from forze.testing.clock import ManualClock
 from forze.testing.cluster import Cluster
 from forze.testing.servers import RespServer
 from forze_memory import MemoryDepsModule
-from forze_redis import RedisClient, RedisClientDepKey, RedisDepsModule, redis_lifecycle_step
+from forze_redis import (
+    RedisClient,
+    RedisClientDepKey,
+    RedisConfig,
+    RedisDepsModule,
+    redis_lifecycle_step,
+)
 from forze_redis.wire.connection import Reply
 
 
@@ -42,9 +48,15 @@ async def resources(
     stack: AsyncExitStack,
     server: RespServer | Cluster | None,
     clock: ManualClock,
+    *,
+    timeout: float | None = None,
     **configs: Any,
 ) -> tuple[ExecutionContext, ExecutionContext]:
-    """Two contexts that answer ``configs``, the arguments of a module; ``server`` None: memory."""
+    """Two contexts that answer ``configs``, the arguments of a module; ``server`` None: memory.
+
+    ``timeout``: after how many seconds their client gives up; None is its default.
+    """
+    config = None if timeout is None else RedisConfig(socket_timeout=timeout)
     memory = MemoryDepsModule(**(configs if server is None else {}), clock=clock)
 
     async def running() -> ExecutionContext:
@@ -52,7 +64,9 @@ async def resources(
             deps, lifecycle = DepsPlan.from_modules(memory), None
         else:
             deps = DepsPlan.from_modules(RedisDepsModule(client=CountedClient(), **configs))
-            lifecycle = LifecyclePlan.from_steps(redis_lifecycle_step(dsn=server.dsn))
+            lifecycle = LifecyclePlan.from_steps(
+                redis_lifecycle_step(dsn=server.dsn, config=config)
+            )
         runtime = ExecutionRuntime(deps=deps, lifecycle=lifecycle)
         return await stack.enter_async_context(runtime.scope())
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.contracts.resources import pass_time_on, resources, trips_of
 
-from forze.testing.batteries.counters import (
+from forze.testing.batteries import (
     AllocatorBehaviour,
     AllocatorFailures,
     CounterBehaviour,
@@ -37,11 +37,16 @@ servers = pytest.mark.parametrize("cache_server", SERVERS, indirect=True)
 
 @pytest.fixture
 async def counter_leg(
-    stack: AsyncExitStack, cache_server: RespServer | Cluster | None
+    request: pytest.FixtureRequest,
+    stack: AsyncExitStack,
+    cache_server: RespServer | Cluster | None,
 ) -> CounterLeg:
-    """Two processes over one server."""
+    """Two processes over one server; they give up early where it will be taken away."""
     clock = ManualClock()
-    ctx, other = await resources(stack, cache_server, clock, counters=COUNTERS)
+    own = request.cls.__name__.endswith("Outage")
+    ctx, other = await resources(
+        stack, cache_server, clock, timeout=0.5 if own else None, counters=COUNTERS
+    )
 
     async def pass_time(by: timedelta) -> None:
         clock.advance(by)

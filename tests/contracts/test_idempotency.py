@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any, TypeAlias
@@ -17,12 +17,14 @@ from forze.testing.batteries import (
     IdempotencyFailures,
     IdempotencyLeg,
     IdempotencyOutage,
+    IdempotencyOwnership,
+    IdempotencyTransactions,
     Outage,
 )
 from forze.testing.batteries.idempotency import OWNED, SPECS
 from forze.testing.clock import ManualClock
-from forze.testing.cluster import Cluster, ValkeyCluster
-from forze.testing.servers import PostgresServer, RedisServer, RespServer, ValkeyServer
+from forze.testing.cluster import Cluster
+from forze.testing.servers import PostgresServer, RedisServer, RespServer
 from forze_memory import MemoryDepsModule
 from forze_postgres import (
     PostgresClient,
@@ -35,36 +37,26 @@ from forze_redis import RedisClient, RedisConfig, RedisDepsModule, redis_lifecyc
 
 TABLE = ("public", "idempotency")
 Store: TypeAlias = RespServer | Cluster | PostgresServer
-OWN: dict[str, type[Store]] = {
-    "valkey": ValkeyServer,
-    "redis7": RedisServer,
-    "valkey_cluster": ValkeyCluster,
-    "postgres": PostgresServer,
-}
+SERVERS = ["valkey", "redis7", "valkey_cluster", "postgres"]
 
 
 @pytest.fixture
-def store(request: pytest.FixtureRequest) -> Iterator[Store | None]:
+def store(request: pytest.FixtureRequest) -> Store | None:
     """The server behind the leg, by the name the leg has; None for memory."""
     name: str = request.param
-    own = request.cls is not None and request.cls.__name__.endswith("Outage")
     if name == "memory":
-        yield None
-    elif name == "redis7" and RedisServer.executable() is None:
+        return None
+    if name == "redis7" and RedisServer.executable() is None:
         pytest.skip(NO_REDIS)
-    elif own:
-        with OWN[name]() as alone:
-            yield alone
-    else:
-        shared: Store = request.getfixturevalue("postgres_server" if name == "postgres" else name)
-        if not isinstance(shared, PostgresServer):
-            shared.ask("FLUSHALL")
-        yield shared
+    shared: Store = request.getfixturevalue("postgres_server" if name == "postgres" else name)
+    if not isinstance(shared, PostgresServer):
+        shared.ask("FLUSHALL")
+    return shared
 
 
 @pytest.fixture
-def outage(store: Store) -> Outage:
-    """Makes the leg's own server stand still, and go on."""
+def outage(store: Store) -> Iterator[Outage]:
+    """Makes the server stand still, and go on."""
 
     async def break_backend() -> None:
         store.pause()
@@ -72,21 +64,18 @@ def outage(store: Store) -> Outage:
     async def restore() -> None:
         store.resume()
 
-    return Outage(break_backend=break_backend, restore=restore)
+    yield Outage(break_backend=break_backend, restore=restore)
+    store.resume()
 
 
 @pytest.fixture
-async def idempotency_leg(
-    store: Store | None, stack: AsyncExitStack
-) -> AsyncIterator[IdempotencyLeg]:
+async def idempotency_leg(store: Store | None, stack: AsyncExitStack) -> IdempotencyLeg:
     """Two processes over one store."""
     if store is None:
-        yield await _memory(stack)
-    elif isinstance(store, PostgresServer):
-        yield await _postgres(stack, store)
-        store.resume()
-    else:
-        yield await _redis(stack, store)
+        return await _memory(stack)
+    if isinstance(store, PostgresServer):
+        return await _postgres(stack, store)
+    return await _redis(stack, store)
 
 
 def _named(**config: Any) -> dict[str, Any]:
@@ -144,16 +133,13 @@ def _ageing(server: RespServer | Cluster) -> Callable[[timedelta], Awaitable[Non
 
 
 async def _postgres(stack: AsyncExitStack, server: PostgresServer) -> IdempotencyLeg:
-    admin = await asyncpg.connect(server.dsn)
-    stack.push_async_callback(admin.close)
-    database = f"idempotency_{id(stack)}"
-    await admin.execute(f"CREATE DATABASE {database} TEMPLATE template0")
-    stack.push_async_callback(admin.execute, f"DROP DATABASE {database} WITH (FORCE)")
-    dsn = server.database_dsn(database)
-    beside = await asyncpg.connect(dsn)
+    beside = await asyncpg.connect(server.dsn)
     stack.push_async_callback(beside.close)
     await beside.execute(idempotency_table_sql(TABLE))
-    step = postgres_lifecycle_step(dsn=dsn, config={"statement_timeout": 1.0})
+    stack.push_async_callback(beside.execute, "DROP TABLE idempotency")
+    step = postgres_lifecycle_step(
+        dsn=server.dsn, config={"statement_timeout": 1.0, "connect_timeout": 1.0}
+    )
     configs = {
         name: PostgresIdempotencyConfig(**each) for name, each in _named(table=TABLE).items()
     }
@@ -178,12 +164,22 @@ async def _postgres(stack: AsyncExitStack, server: PostgresServer) -> Idempotenc
     )
 
 
-everywhere = pytest.mark.parametrize("store", ["memory", *OWN], indirect=True)
-servers = pytest.mark.parametrize("store", [*OWN], indirect=True)
+everywhere = pytest.mark.parametrize("store", ["memory", *SERVERS], indirect=True)
+servers = pytest.mark.parametrize("store", SERVERS, indirect=True)
 
 
 @everywhere
 class TestIdempotency(IdempotencyBehaviour):
+    pass
+
+
+@everywhere
+class TestIdempotencyOwnership(IdempotencyOwnership):
+    pass
+
+
+@everywhere
+class TestIdempotencyTransactions(IdempotencyTransactions):
     pass
 
 

@@ -41,8 +41,8 @@ from forze_redis import (
     RoutedRedisClient,
     routed_redis_lifecycle_step,
 )
-from forze_redis.routed_cache import RoutedCache
-from forze_redis.routed_pointers import RoutedPointers
+from forze_redis.routed.cache import RoutedCache
+from forze_redis.routed.pointers import RoutedPointers
 
 pytestmark = pytest.mark.parametrize(
     "cache_server", ["valkey", "redis7", "valkey_cluster"], indirect=True

@@ -187,6 +187,7 @@ def methods(ctx: ExecutionContext) -> dict[tuple[type, str], Callable[[], Awaita
             "get_id_range": lambda: runs.get_id_range("r", 0, 1),
             "get_meta": lambda: runs.get_meta("r"),
             "delete_run": lambda: runs.delete_run("r"),
+            "scope": runs.scope,
         },
         DistributedLockPort: {
             "acquire": lambda: lock.acquire("k", "me"),

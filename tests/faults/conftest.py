@@ -1,8 +1,8 @@
-"""What the fault tests share: the products table, and replicas over it."""
+"""What the fault tests share: the products table, replicas over it, and three servers."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import asyncpg
@@ -46,3 +46,27 @@ async def one(
     """A replica over the session's Valkey."""
     async with replica(postgres_dsn, valkey.port) as only:
         yield only
+
+
+@pytest.fixture(scope="module")
+def three_servers() -> Iterator[list[ValkeyServer]]:
+    """Started once for all tests of a file."""
+    with ValkeyServer() as one, ValkeyServer() as two, ValkeyServer() as three:
+        yield [one, two, three]
+
+
+@pytest.fixture
+def servers(three_servers: list[ValkeyServer]) -> list[ValkeyServer]:
+    """Three servers that are as good as new."""
+    for each in three_servers:
+        each.resume()
+        each.start()
+        for words in ("CLIENT KILL TYPE normal", "FLUSHALL", "SCRIPT FLUSH", "ACL DELUSER app"):
+            each.ask(*words.split())
+    return three_servers
+
+
+@pytest.fixture
+def dsns(servers: list[ValkeyServer]) -> dict[str, str]:
+    """Their DSNs, under the routes a, b and c."""
+    return dict(zip("abc", (each.dsn for each in servers), strict=True))

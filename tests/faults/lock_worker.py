@@ -2,10 +2,12 @@
 
 ::
 
-    python -m tests.faults.lock_worker DSN DIRECTORY TTL_MS
+    python -m tests.faults.lock_worker DSN DIRECTORY TTL_MS (briefly | careless | patient)
 
-What it believes goes to ``DIRECTORY/log``, a line at a time: ``start``, ``end`` (of belief, on
-the clock that leases are counted on), ``write`` (accepted or refused by the file).
+Before it writes, a ``careless`` one computes until there is a file ``DIRECTORY/go``, while its
+event loop stands still; a ``patient`` one awaits, for longer than any test. What each believes
+goes to ``DIRECTORY/log``, a line at a time: ``start``, ``end`` (of belief, on the clock that leases
+are counted on), ``work``, ``write`` (accepted or refused by the file).
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ import os
 import random
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 from forze.application.contracts.dlock import DistributedLockSpec
@@ -57,13 +61,16 @@ class Journal:
         os.write(self._file, f"{os.getpid()} {what} {token} {at!r} {more}\n".encode())
 
 
-async def hold(held: Held, journal: Journal, resource: FencedFile) -> None:
-    """Believe, work, write; some of the work blocks the event loop, so that a stop hits it."""
+async def hold(
+    held: Held, journal: Journal, resource: FencedFile, work: Callable[[], Awaitable[None]]
+) -> None:
+    """Believe, work, write."""
     token = held.token
     journal.note("start", token, sleepless_clock())
     try:
         await asyncio.sleep(random.uniform(0, 0.02))
-        time.sleep(random.choice([0.0, 0.01, 0.05]))  # noqa: ASYNC251 - stopped here, it writes late
+        journal.note("work", token, sleepless_clock())
+        await work()
         accepted, highest = resource.write(token)
         journal.note("write", token, sleepless_clock(), f"{int(accepted)} {highest}")
         await asyncio.sleep(random.uniform(0, 0.02))
@@ -71,7 +78,24 @@ async def hold(held: Held, journal: Journal, resource: FencedFile) -> None:
         journal.note("end", token, min(sleepless_clock(), held._lease._until))
 
 
-async def main(dsn: str, directory: Path, ttl: timedelta) -> None:
+async def briefly() -> None:
+    """Block the event loop for a moment: stopped here, it writes late."""
+    time.sleep(random.choice([0.0, 0.01, 0.05]))  # noqa: ASYNC251
+
+
+async def until_there_is(file: Path) -> None:
+    """Block the event loop until then."""
+    while not file.exists():  # noqa: ASYNC240
+        time.sleep(0.002)  # noqa: ASYNC251
+
+
+async def main(dsn: str, directory: Path, ttl: timedelta, how: str) -> None:
+    works: dict[str, Callable[[], Awaitable[None]]] = {
+        "briefly": briefly,
+        "careless": partial(until_there_is, directory / "go"),
+        "patient": partial(asyncio.sleep, 60),
+    }
+    work = works[how]
     journal, resource = Journal(directory / "log"), FencedFile(directory / "resource")
     spec = DistributedLockSpec(name="jobs", ttl=ttl)
     module = RedisDepsModule(client=RedisClient(), dlocks={"jobs": {"namespace": "test:jobs"}})
@@ -86,7 +110,7 @@ async def main(dsn: str, directory: Path, ttl: timedelta) -> None:
                 scope = ctx.dlock_scope(spec).scope("k", wait=timedelta(seconds=30))
                 async with scope as held:
                     assert isinstance(held, Held)
-                    await hold(held, journal, resource)
+                    await hold(held, journal, resource, work)
             except LockLost:
                 journal.note("lost", 0, sleepless_clock())
             except (LockNotAcquired, BackendError) as error:
@@ -95,4 +119,5 @@ async def main(dsn: str, directory: Path, ttl: timedelta) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], Path(sys.argv[2]), timedelta(milliseconds=int(sys.argv[3]))))
+    dsn, directory, ttl_ms, how = sys.argv[1:]
+    asyncio.run(main(dsn, Path(directory), timedelta(milliseconds=int(ttl_ms)), how))

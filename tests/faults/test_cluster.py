@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -36,6 +38,7 @@ from forze.testing.cluster import Cluster, Node, ValkeyCluster
 from forze.testing.servers import ValkeyServer
 from forze_memory import MemoryDepsModule
 from forze_redis import RedisClient, RedisConfig, RedisDepsModule, redis_lifecycle_step
+from forze_redis.scan import remove_all
 from forze_redis.wire.scripts import Script
 
 KEYS = [f"key-{number}" for number in range(200)]
@@ -45,24 +48,77 @@ HOT = product_spec(l1=L1Spec(ttl=timedelta(seconds=60)))
 PLAIN = product_spec()
 
 
+class Nursery:
+    """Clusters of one shape, for as many tests: while one is used, the next two are started."""
+
+    def __init__(self, tests: int, **shape: Any) -> None:
+        self._left = tests
+        self._shape = shape
+        self._workers = ThreadPoolExecutor(2)
+        self._started: deque[Future[Cluster]] = deque()
+        self._start(ahead=1)
+
+    @contextmanager
+    def one(self) -> Iterator[Cluster]:
+        """A cluster nobody has used."""
+        self._start(ahead=3)
+        found = self._started.popleft().result()
+        try:
+            yield found
+        finally:
+            self._workers.submit(found.__exit__, None, None, None)
+
+    def close(self) -> None:
+        """Stop what nobody wanted, and wait for what is being stopped."""
+        for each in self._started:
+            each.result().__exit__(None, None, None)
+        self._workers.shutdown()
+
+    def _start(self, ahead: int) -> None:
+        while self._left and len(self._started) < ahead:
+            self._left -= 1
+            self._started.append(self._workers.submit(ValkeyCluster(**self._shape).__enter__))
+
+
+def wanting(request: pytest.FixtureRequest, fixture: str) -> int:
+    """How many tests of this module are to run with a fixture."""
+    here = (item for item in request.session.items if item.path == request.path)
+    return sum(fixture in item.fixturenames for item in here)  # type: ignore[attr-defined] # of functions
+
+
+@pytest.fixture(scope="module", autouse=True)
+def clusters(request: pytest.FixtureRequest) -> Iterator[Nursery]:
+    wandering = min(1, wanting(request, "wandering"))
+    found = Nursery(wandering + wanting(request, "cluster"))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def replicated_clusters(request: pytest.FixtureRequest) -> Iterator[Nursery]:
+    found = Nursery(wanting(request, "replicated"), replicas=1)
+    yield found
+    found.close()
+
+
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
+def cluster(clusters: Nursery) -> Iterator[Cluster]:
     """Three nodes for one test, to be mistreated."""
-    with ValkeyCluster() as own:
+    with clusters.one() as own:
         yield own
 
 
 @pytest.fixture(scope="module")
-def wandering() -> Iterator[Cluster]:
+def wandering(clusters: Nursery) -> Iterator[Cluster]:
     """Three nodes that live, and whose slots are moved."""
-    with ValkeyCluster() as shared:
+    with clusters.one() as shared:
         yield shared
 
 
 @pytest.fixture
-def replicated() -> Iterator[Cluster]:
+def replicated(replicated_clusters: Nursery) -> Iterator[Cluster]:
     """Three primaries with a replica each, for one test."""
-    with ValkeyCluster(replicas=1) as own:
+    with replicated_clusters.one() as own:
         yield own
 
 
@@ -126,6 +182,16 @@ async def processes(
         yield found[0], found[1]
 
 
+def ports(client: RedisClient) -> set[int]:
+    """Of the nodes that a client is connected to, or tries to be."""
+    return {node.endpoint.port for node in client._here().nodes}
+
+
+def direct_of(process: Process) -> Any:
+    """The cache of its documents, for direct use."""
+    return process.ctx.cache(PLAIN.cache)
+
+
 def on(cluster: Cluster, node: Node, keys: list[str] = KEYS) -> list[str]:
     """Those of ``keys`` that ``node`` serves."""
     return [key for key in keys if cluster.owner(key) is node]
@@ -176,6 +242,10 @@ async def test_calls_go_to_the_node_of_their_first_key(valkey_cluster: Cluster) 
         assert await asyncio.gather(*(client.run(GET, [key]) for key in KEYS)) == [
             key.encode() for key in KEYS
         ]
+        pipeline = client.pipeline()
+        for key in KEYS:
+            pipeline.call("GET", key)
+        assert await pipeline.execute() == [key.encode() for key in KEYS]
         assert await client.call_large("GET", KEYS[0]) == KEYS[0].encode()
         assert await client.call("XADD", "stream", "*", "a", "1")
         assert await client.call("XREAD", "COUNT", 1, "STREAMS", "stream", "0")
@@ -350,6 +420,43 @@ async def test_a_channel_moves_with_its_slot(wandering: Cluster) -> None:
         subscription.close()
 
 
+async def test_no_reply_is_anothers_when_a_channel_is_left_while_its_slot_moves(
+    wandering: Cluster,
+) -> None:
+    """The node says by itself that the channel is gone, and refuses what asks it to."""
+    slot = wandering.slot("going")
+    source = wandering.owner(slot)
+    keys = on(wandering, source)[:20]
+    async with client_of(wandering, RedisConfig(heartbeat=60.0)) as client:
+        await asyncio.gather(*(client.call("SET", key, key) for key in keys))
+        subscription = await client.subscribe("going", lambda _: None)
+        transport = client._here().home(b"going").connection._transport
+        assert transport is not None
+        transport.pause_reading()
+        await asyncio.to_thread(wandering.move, slot, wandering.other(source))
+        subscription.close()
+        calls = [client.call("GET", key) for key in keys]
+        await asyncio.sleep(0.05)
+        transport.resume_reading()
+        assert await asyncio.gather(*calls) == [key.encode() for key in keys]
+
+
+async def test_many_channels_are_heard_anew_though_one_node_hangs(replicated: Cluster) -> None:
+    names = [f"channel-{number}" for number in range(60)]
+    heard: list[str] = []
+    async with client_of(replicated) as client:
+        for name in names:
+            await client.subscribe(name, lambda _, name=name: heard.append(name))  # type: ignore[misc]
+        moving, hanging, _ = replicated.primaries
+        moved = on(replicated, moving, names)
+        hanging.pause()
+        try:
+            await asyncio.to_thread(replicated.failover, moving)
+            await eventually(lambda: set(heard) >= set(moved), 4.0)
+        finally:
+            hanging.resume()
+
+
 async def test_an_entry_whose_keys_are_apart_is_invalidated_all_the_same(
     wandering: Cluster,
 ) -> None:
@@ -407,6 +514,7 @@ async def test_a_namespace_is_cleared_on_every_node_and_not_while_slots_move(
     wandering: Cluster,
 ) -> None:
     async with processes(wandering) as (a, _):
+        wandering.ask("FLUSHALL")
         products = [await a.create() for _ in range(50)]
         await a.query.get_many([each.id for each in products])
         pointers = a.ctx.cache(CacheSpec(name="products")).pointers("0" * 8)
@@ -421,6 +529,22 @@ async def test_a_namespace_is_cleared_on_every_node_and_not_while_slots_move(
         assert await pointers.clear("app:products") == 50
         for node in wandering.nodes:
             assert node.ask("KEYS", "*pointer*") == b"*0\r\n"
+
+
+async def test_a_namespace_is_not_cleared_where_a_server_is_not_known_yet(
+    replicated: Cluster,
+) -> None:
+    """What it has would be left; so the client asks who serves, and then it is."""
+    async with client_of(replicated, RedisConfig(heartbeat=60.0)) as client:
+        await asyncio.gather(*(client.call("SET", f"app:{key}", 1) for key in KEYS))
+        promoted = await asyncio.to_thread(replicated.failover, replicated.owner("app:key-1"))
+        assert promoted.port not in ports(client)
+        with pytest.raises(BackendUnavailable, match="not every key"):
+            await remove_all(client, "app:*")
+        await eventually(lambda: promoted.port in ports(client))
+        await until_answered(lambda: remove_all(client, "app:*"))
+        for node in replicated.primaries:
+            assert node.ask("KEYS", "app:*") == b"*0\r\n"
 
 
 # -- nodes that go -------------------------------------------------------------
@@ -507,10 +631,8 @@ async def test_a_failover_while_the_primary_lives_is_followed(replicated: Cluste
         await asyncio.to_thread(replicated.failover, old)
         assert set(await asyncio.gather(*(client.call("GET", key) for key in KEYS))) == {b"1"}
         new = replicated.owner(KEYS[0])
-        await eventually(lambda: {node.place[1] for node in client._cluster.nodes} >= {new.port})  # type: ignore[union-attr]
-        await eventually(
-            lambda: old.port not in {node.place[1] for node in client._cluster.nodes}  # type: ignore[union-attr]
-        )
+        await eventually(lambda: new.port in ports(client))
+        await eventually(lambda: old.port not in ports(client))
 
 
 @pytest.mark.parametrize("primary_lives", [False, True])
@@ -520,7 +642,11 @@ async def test_what_a_lost_primary_kept_is_not_served_by_its_successor(
     """The replica did not get the invalidation: its entries are those of another generation."""
     async with processes(replicated, config=RedisConfig(heartbeat=5.0)) as (a, b):
         product = await a.create(price=1)
+        (other,) = await products_on(replicated, a, replicated.owner(pointer(product.id)), 1)
+        direct = direct_of(b)
         assert [await b.price(product) for _ in range(2)] == [1, 1]
+        assert [await b.price(other) for _ in range(2)] == [10, 10]
+        assert (await direct.get(str(other.id)))["price"] == 10
         key = pointer(product.id)
         primary, server = replicated.owner(key), b.redis.incarnation(key)
         assert server is not None
@@ -529,6 +655,7 @@ async def test_what_a_lost_primary_kept_is_not_served_by_its_successor(
         replica.pause()
         primary.ask("CLIENT", "KILL", "TYPE", "replica")  # it hears of nothing from now on
         product = await a.reprice(product, 2)
+        await direct_of(a).invalidate(str(other.id))
         if not primary_lives:
             primary.kill()
         takeover = asyncio.to_thread(replica.ask, "CLUSTER", "FAILOVER", "TAKEOVER")
@@ -539,6 +666,8 @@ async def test_what_a_lost_primary_kept_is_not_served_by_its_successor(
         assert f"V{server.generation}".encode() in replica.ask("GET", key)
         if not primary_lives:
             await until_answered(lambda: b.redis.call("EXISTS", key))
+        assert tuple(await asyncio.gather(direct.get(str(other.id)), b.price(product))) == (None, 2)
+        assert await direct.get(str(other.id)) is None
         assert [await b.price(product) for _ in range(3)] == [2, 2, 2]
         assert [await a.price(product) for _ in range(3)] == [2, 2, 2]
 
@@ -735,6 +864,29 @@ async def test_after_a_failover_the_successor_pushes(replicated: Cluster) -> Non
 
 
 # -- loops ---------------------------------------------------------------------
+
+
+async def test_a_cluster_that_one_loop_never_reached_is_reached_from_another(
+    cluster: Cluster,
+) -> None:
+    client = RedisClient()
+    patient = RedisConfig(require_at_start=False, heartbeat=0.2, connect_timeout=0.1)
+    cluster.pause()
+    await asyncio.to_thread(lambda: asyncio.run(client.connect(cluster.dsn, patient)))
+    cluster.resume()
+    assert await until_answered(lambda: client.call("SET", "key", 1)) == b"OK"
+    await client.close()
+
+
+async def test_closed_while_it_connects_nobody_waits_for_it(cluster: Cluster) -> None:
+    cluster.pause()
+    client = RedisClient()
+    connecting = asyncio.create_task(client.connect(cluster.dsn, QUICK))
+    await asyncio.sleep(0.05)
+    await client.close()
+    with pytest.raises(BackendUnavailable, match="was closed"):
+        async with asyncio.timeout(1):
+            await connecting
 
 
 async def test_another_event_loop_connects_anew(valkey_cluster: Cluster) -> None:

@@ -202,16 +202,16 @@ def allocating(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_processes_killed_at_any_moment_leave_gaps_and_no_duplicates(
-    redis_server: RespServer, redis_dsn: str
+    valkey: ValkeyServer, valkey_dsn: str
 ) -> None:
     """Workers run side by side, are killed in the middle of whatever they do, and replaced."""
     seen: list[int] = []
     dice = random.Random(7)
     for _ in range(3):
         with (
-            allocating(redis_dsn, "7") as one,
-            allocating(redis_dsn, "50") as two,
-            allocating(redis_dsn, "1") as three,
+            allocating(valkey_dsn, "7") as one,
+            allocating(valkey_dsn, "50") as two,
+            allocating(valkey_dsn, "1") as three,
         ):
             for process in (one, two, three):
                 assert process.stdout is not None
@@ -221,18 +221,18 @@ def test_processes_killed_at_any_moment_leave_gaps_and_no_duplicates(
                 seen += [int(line) for line in process.stdout if line.endswith("\n")]
     assert len(seen) > 1_500
     assert len(set(seen)) == len(seen)
-    assert max(seen) <= stored(redis_server)
+    assert max(seen) <= stored(valkey)
 
 
-def test_a_forked_child_takes_blocks_of_its_own(redis_server: RespServer, redis_dsn: str) -> None:
-    with allocating(redis_dsn, "1000", "fork") as process:
+def test_a_forked_child_takes_blocks_of_its_own(valkey: ValkeyServer, valkey_dsn: str) -> None:
+    with allocating(valkey_dsn, "1000", "fork") as process:
         output, _ = process.communicate(timeout=30)
     lines = [line.split() for line in output.splitlines()]
     taken = {who: [int(each) for name, each in lines if name == who] for who in ("parent", "child")}
     assert (len(taken["parent"]), len(taken["child"])) == (103, 100)
     assert not set(taken["parent"]) & set(taken["child"])
     assert taken["parent"] == list(range(1, 104))
-    assert stored(redis_server) == 2000
+    assert stored(valkey) == 2000
 
 
 async def test_a_route_has_blocks_of_its_own(valkey_dsn: str, own_valkey: ValkeyServer) -> None:

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from subprocess import PIPE, Popen
@@ -83,13 +83,13 @@ def line(process: Popen[str]) -> list[str]:
     return process.stdout.readline().split()
 
 
-def test_processes_that_race_take_effect_once(redis_server: RespServer, tmp_path: Path) -> None:
-    redis_server.ask("FLUSHALL")
+def test_processes_that_race_take_effect_once(valkey: ValkeyServer, tmp_path: Path) -> None:
+    valkey.ask("FLUSHALL")
     effects, keys = tmp_path / "effects", [f"k{number}" for number in range(40)]
     with (
-        worker(redis_server, effects, *keys, work_ms=2) as one,
-        worker(redis_server, effects, *reversed(keys), work_ms=2) as two,
-        worker(redis_server, effects, *keys[20:], *keys[:20], work_ms=2) as three,
+        worker(valkey, effects, *keys, work_ms=2) as one,
+        worker(valkey, effects, *reversed(keys), work_ms=2) as two,
+        worker(valkey, effects, *keys[20:], *keys[:20], work_ms=2) as three,
     ):
         outputs = [each.communicate(timeout=30)[0] for each in (one, two, three)]
     charged = [each.split() for each in effects.read_text().splitlines()]
@@ -102,42 +102,42 @@ def test_processes_that_race_take_effect_once(redis_server: RespServer, tmp_path
 
 
 def test_a_killed_owner_is_taken_over_when_its_lease_lapses(
-    redis_server: RespServer, tmp_path: Path
+    valkey: ValkeyServer, tmp_path: Path
 ) -> None:
-    redis_server.ask("FLUSHALL")
+    valkey.ask("FLUSHALL")
     effects = tmp_path / "effects"
-    with worker(redis_server, effects, "k", work_ms=60_000) as owner:
+    with worker(valkey, effects, "k", work_ms=60_000) as owner:
         assert line(owner) == ["k", "began", "1", "False"]
-        with worker(redis_server, effects, "k") as heir:
+        with worker(valkey, effects, "k") as heir:
             owner.send_signal(signal.SIGKILL)
             assert line(heir) == ["k", "began", "2", "True"]
             assert line(heir)[:2] == ["k", "stored"]
     assert len(effects.read_text().splitlines()) == 1
 
 
-def test_a_paused_owner_is_fenced_out(redis_server: RespServer, tmp_path: Path) -> None:
+def test_a_paused_owner_is_fenced_out(valkey: ValkeyServer, tmp_path: Path) -> None:
     """It wakes up, does its work, and is told; the effect can be refused by its generation."""
-    redis_server.ask("FLUSHALL")
+    valkey.ask("FLUSHALL")
     effects = tmp_path / "effects"
-    with worker(redis_server, effects, "k", lease_ms=600, work_ms=1500) as owner:
+    with worker(valkey, effects, "k", lease_ms=600, work_ms=1500) as owner:
         assert line(owner) == ["k", "began", "1", "False"]
         owner.send_signal(signal.SIGSTOP)
-        with worker(redis_server, effects, "k", lease_ms=600) as heir:
+        with worker(valkey, effects, "k", lease_ms=600) as heir:
             assert line(heir) == ["k", "began", "2", "True"]
             assert line(heir)[:2] == ["k", "stored"]
             heir_pid = str(heir.pid)
         owner.send_signal(signal.SIGCONT)
         assert line(owner)[:3] == ["k", "fenced", "out"]
     assert [each.split()[2] for each in effects.read_text().splitlines()] == ["2", "1"]
-    assert ask(redis_server, "HGET", "test:payments/charge/k", "body").decode() == heir_pid
+    assert ask(valkey, "HGET", "test:payments/charge/k", "body").decode() == heir_pid
 
 
-def test_an_owner_that_works_is_not_taken_over(redis_server: RespServer, tmp_path: Path) -> None:
-    redis_server.ask("FLUSHALL")
+def test_an_owner_that_works_is_not_taken_over(valkey: ValkeyServer, tmp_path: Path) -> None:
+    valkey.ask("FLUSHALL")
     effects = tmp_path / "effects"
     with (
-        worker(redis_server, effects, "k", lease_ms=300, work_ms=1500) as owner,
-        worker(redis_server, effects, "k", lease_ms=300, work_ms=1500) as other,
+        worker(valkey, effects, "k", lease_ms=300, work_ms=900) as owner,
+        worker(valkey, effects, "k", lease_ms=300, work_ms=900) as other,
     ):
         outputs = [each.communicate(timeout=20)[0] for each in (owner, other)]
     assert len(effects.read_text().splitlines()) == 1
@@ -246,6 +246,29 @@ async def test_cancelled_on_the_wire(
     await becomes(redis_server, b"completed" if step == "complete" else b"free")
 
 
+async def test_a_heartbeat_under_way_revives_no_claim(
+    proxy: RespProxy, redis_server: RespServer, redis_dsn: str
+) -> None:
+    """Its owner ends meanwhile without a word: the key is free after a lease."""
+    brief = IdempotencySpec(name="brief", lease=timedelta(milliseconds=300))
+    async with running(proxy.dsn) as ctx, running(redis_dsn) as other:
+        held = proxy.hold_reply(script(scripts.BEAT))
+        port = ctx.idempotency(brief)
+
+        async def request() -> None:
+            await port.begin("op", "k", "h")
+            await held.seen()
+
+        await asyncio.create_task(request())
+        held.release()
+        async with asyncio.timeout(5 * brief.lease.total_seconds()):
+            while True:
+                with suppress(IdempotencyInProgress):
+                    assert await other.idempotency(brief).begin("op", "k", "h") is None
+                    break
+                await asyncio.sleep(0.02)
+
+
 async def test_cancelled_while_subscribing(
     port: IdempotencyPort, proxy: RespProxy, redis_server: RespServer, redis_dsn: str
 ) -> None:
@@ -346,6 +369,13 @@ async def test_a_claim_stays_with_its_tenants_server(
         with ctx.bind_tenant("one"):
             assert await port.fail("op", "k", "h") is True
         assert (state(own_valkey), state(valkey)) == (b"free", b"completed")
+        valkey.ask("FLUSHALL")
+        for route in ("one", "two"):  # no tenant, and a server each all the same
+            with client.route(route):
+                assert await port.begin("op", "k", "h") is None
+        with client.route("one"):
+            assert await port.commit("op", "k", "h", ANSWER) is Commit.STORED
+        assert (state(own_valkey), state(valkey)) == (b"completed", b"pending")
 
 
 # -- PostgreSQL ----------------------------------------------------------------

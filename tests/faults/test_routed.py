@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from time import monotonic
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from tests.faults.world import ask
@@ -25,22 +26,9 @@ from forze.testing.cluster import ValkeyCluster
 from forze.testing.proxy import RespProxy, command
 from forze.testing.servers import RedisServer, RespServer, ValkeyServer
 from forze_redis import RedisClient, RedisConfig, RoutedRedisClient
-from forze_redis.routes import Endpoints
+from forze_redis.routed import Endpoints
 
 BUDGET_SECONDS = 0.25
-
-
-@pytest.fixture
-def servers() -> Iterator[list[ValkeyServer]]:
-    """Three servers of the test's own."""
-    with ValkeyServer() as one, ValkeyServer() as two, ValkeyServer() as three:
-        yield [one, two, three]
-
-
-@pytest.fixture
-def dsns(servers: list[ValkeyServer]) -> dict[str, str]:
-    """Their DSNs, under the routes a, b and c."""
-    return dict(zip("abc", (each.dsn for each in servers), strict=True))
 
 
 @asynccontextmanager
@@ -126,8 +114,10 @@ async def test_no_tenant_and_no_such_route_are_refused(dsns: dict[str, str]) -> 
             await client.call("PING")
         with pytest.raises(ConfigurationError, match="route"), client.route(""):
             pass
-    with pytest.raises(ConfigurationError, match="not connected"), client.route("a"):
-        await client.call("PING")
+    with client.route("a"):
+        for call in (lambda: client.call("PING"), client.rotate, client.layout):
+            with pytest.raises(ConfigurationError, match="not connected"):
+                await call()
 
 
 @pytest.mark.parametrize("how", ["none", "lookup"])
@@ -146,6 +136,15 @@ async def test_a_function_says_that_there_is_no_such_route(dsns: dict[str, str],
             dsns["new"] = dsns["a"]
             assert await client.call("PING") == b"PONG"
     assert asked == ["new", "new", "new"], "an unknown route is not remembered as such"
+
+
+async def test_a_mapping_may_know_tenants_by_their_uuids(dsns: dict[str, str]) -> None:
+    tenant = uuid4()
+    async with routed({tenant: dsns["a"]}) as client:
+        with bind_tenant(tenant):
+            assert await client.call("PING") == b"PONG"
+        with bind_tenant(uuid4()), pytest.raises(ConfigurationError, match="no Redis endpoint"):
+            await client.call("PING")
 
 
 async def test_health_with_a_route_and_without(dsns: dict[str, str]) -> None:
@@ -242,6 +241,46 @@ async def test_a_resolver_that_fails_is_not_asked_by_everyone() -> None:
     assert asked == 1
 
 
+@pytest.mark.parametrize("answer", [5, b"redis://:secret@x/0", ["redis://:secret@x/0"], False])
+async def test_what_is_no_dsn_is_refused_and_not_shown(answer: Any) -> None:
+    async with routed(lambda _: answer) as client:
+        with client.route("r"), pytest.raises(ConfigurationError, match="route 'r'") as caught:
+            await client.call("PING")
+        assert "secret" not in str(caught.value)
+        assert type(answer).__name__ in str(caught.value)
+
+
+async def test_a_dsn_that_cannot_be_used_names_the_route() -> None:
+    async with routed({"r": "http://:secret@x/0"}) as client:
+        with client.route("r"), pytest.raises(ConfigurationError, match="route 'r': ") as caught:
+            await client.call("PING")
+        assert "secret" not in str(caught.value)
+
+
+async def test_a_resolver_whose_own_work_was_cancelled_is_asked_again(
+    dsns: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lookup that requests share and one of them cancelled, say: not the end of the route."""
+    monkeypatch.setattr("forze_redis.routed.seats.RETRY_SECONDS", 0.02)
+    lookups: list[asyncio.Future[str]] = []
+
+    async def dsn_of(route: str) -> str:
+        lookups.append(asyncio.get_running_loop().create_future())
+        if len(lookups) == 1:
+            lookups[0].cancel()
+        else:
+            lookups[-1].set_result(dsns[route])
+        return await lookups[-1]
+
+    async with routed(dsn_of) as client:
+        with client.route("a"):
+            with pytest.raises(BackendUnavailable, match="was cancelled") as caught:
+                await client.call("PING")
+            assert caught.value.outcome == "none"
+            await asyncio.sleep(0.05)
+            assert await client.call("PING") == b"PONG"
+
+
 async def test_a_resolver_that_hangs_holds_up_nobody(dsns: dict[str, str]) -> None:
     async def dsn_of(route: str) -> str:
         if route == "a":
@@ -282,6 +321,18 @@ async def test_idle_clients_are_closed(servers: list[ValkeyServer], dsns: dict[s
         await until(lambda: not client.clients)
         with client.route("a"):
             assert await client.call("PING") == b"PONG"
+
+
+async def test_what_a_rotation_opened_is_closed_too(dsns: dict[str, str]) -> None:
+    """Also where nobody else is there, and where there are too many."""
+    async with routed(dsns, idle_after=timedelta(milliseconds=60)) as client:
+        await client.rotate("a")
+        assert list(client.clients) == ["a"]
+        await until(lambda: not client.clients)
+    async with routed(dsns, max_clients=1) as client:
+        await client.rotate("a")
+        await client.rotate("b")
+        assert list(client.clients) == ["b"]
 
 
 async def test_the_longest_unused_goes_first(dsns: dict[str, str]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -19,8 +19,9 @@ from tests.faults.world import (
     ask,
 )
 
-from forze.application.contracts.cache import CacheSpec, Fill, L1Spec
+from forze.application.contracts.cache import CacheSpec, Fill, L1Spec, Miss
 from forze.application.contracts.document import DocumentSpec
+from forze.application.contracts.search import SearchResultSnapshotSpec
 from forze.application.execution import (
     DepsPlan,
     ExecutionContext,
@@ -112,17 +113,6 @@ async def process(
 
 
 @pytest.fixture
-def servers() -> Iterator[list[ValkeyServer]]:
-    with ValkeyServer() as one, ValkeyServer() as two, ValkeyServer() as three:
-        yield [one, two, three]
-
-
-@pytest.fixture
-def dsns(servers: list[ValkeyServer]) -> dict[str, str]:
-    return dict(zip("abc", (each.dsn for each in servers), strict=True))
-
-
-@pytest.fixture
 def database() -> MemoryDepsModule:
     """Tables with tenants, no caches."""
     return MemoryDepsModule(documents={"products": {"tenant_aware": True}}, caches={})
@@ -204,6 +194,49 @@ async def test_an_explicit_route_does_not_lead_documents_astray(
             await here.ctx.cache(SPEC.cache).set("k", 1)
     assert [len(pointers(each)) for each in servers] == [1, 0, 0]
     assert ask(servers[2], "EXISTS", "app/cache/kv/a/k") == 1, "direct use goes where it is told"
+
+
+SEARCHED: DocumentSpec[ProductRead, ProductCreate, ProductUpdate] = DocumentSpec(
+    name="products",
+    read=ProductRead,
+    write={"domain": Product, "create_cmd": ProductCreate, "update_cmd": ProductUpdate},
+    snapshot=SearchResultSnapshotSpec(
+        name="found", cursor_secret="not a secret, it is in the tests"
+    ),
+)
+
+
+@pytest.mark.parametrize("tenant", ["a", None])
+async def test_a_shared_search_is_of_the_route_it_is_asked_under(
+    dsns: dict[str, str], servers: list[ValkeyServer], tenant: str | None
+) -> None:
+    """Two routes at once under one tenant, or none: each server has the run its callers read."""
+    owned = tenant is not None
+    client = RoutedRedisClient()
+    found = {"found": {"namespace": "found", "tenant_aware": owned}}
+    runtime = ExecutionRuntime(
+        deps=DepsPlan.from_modules(
+            MemoryDepsModule(documents={"products": {"tenant_aware": owned}}, search_snapshots={}),
+            RedisDepsModule(client=client, search_snapshots=found),
+        ),
+        lifecycle=LifecyclePlan.from_steps(routed_redis_lifecycle_step(dsn_of=dsns)),
+    )
+    async with runtime.scope() as ctx:
+        query, docs = ctx.document.query(SEARCHED), ctx.document.command(SEARCHED)
+
+        async def pages(route: str) -> list[int]:
+            with client.route(route):
+                page = await query.find_snapshot(sort=["price"], limit=2, share=True)
+                rest = await query.find_snapshot(
+                    sort=["price"], limit=2, after=page.next_cursor, share=True
+                )
+                return [each.price for each in (*page.items, *rest.items)]
+
+        with nullcontext() if tenant is None else ctx.bind_tenant(tenant):
+            await docs.create_many([ProductCreate(name="x", price=each) for each in range(4)])
+            assert await asyncio.gather(*map(pages, "bcbcbc")) == [[0, 1, 2, 3]] * 6
+        runs = [len(ask(each, "KEYS", "*")) for each in servers]
+        assert runs == [0, 2, 2], "one run on each, and where it is"
 
 
 async def test_caches_in_direct_use(pair: tuple[Process, Process]) -> None:
@@ -416,6 +449,30 @@ async def test_tokens_and_generations_are_each_servers_own(
         servers[0].restart()
         await until(lambda: client.generation != generation and client.available())
         assert await pointers_of.fill([Fill(address, stale, 1, b"{}", 1000)]) == [False]
+
+
+@pytest.mark.parametrize("how", ["crowded out", "rotated"])
+async def test_a_client_is_kept_until_its_lease_is_filled(
+    database: MemoryDepsModule, dsns: dict[str, str], how: str
+) -> None:
+    """On another one the lease is worth nothing, and readers would wait until it lapses."""
+    async with process(database, dsns, max_clients=1) as here:
+        product = await here.create("a")
+        pointers_of = here.query._coordinator._pointers  # type: ignore[union-attr]
+        with here.ctx.bind_tenant("a"):
+            address = pointers_of.address(str(product.id))
+            token = pointers_of.token(address)
+            assert await pointers_of.read(address, token) is Miss.LEASED
+        if how == "rotated":
+            await here.client.rotate("a")
+        for tenant in "bc":
+            with here.client.route(tenant):
+                await here.client.call("PING")
+        await asyncio.sleep(0.2)
+        assert await pointers_of.fill([Fill(address, token, 1, b"{}", 10_000)]) == [True]
+        assert await pointers_of.read(address, "another") == b"{}"
+        await here.client.rotate("b")
+        await until(lambda: list(here.client.clients) == ["b"], seconds=1.0)
 
 
 # -- entries kept in the process -----------------------------------------------

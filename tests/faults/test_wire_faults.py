@@ -75,9 +75,8 @@ async def test_a_lost_reply_is_unknown(proxy: RespProxy) -> None:
 
 async def test_what_was_not_written_has_outcome_none(proxy: RespProxy) -> None:
     async with await RedisClient().connect(proxy.dsn) as client:
-        assert client._link is not None
         call = client.call("INCR", "n")
-        client._link.connection.lose()
+        client._here().nodes[0].connection.lose()
         with pytest.raises(BackendUnavailable) as lost:
             await call
         assert lost.value.outcome == "none"
@@ -345,14 +344,13 @@ async def test_outcomes_tell_the_truth_while_connections_break(proxy: RespProxy)
 async def test_backpressure_holds_back_and_goes_on(own_valkey: ValkeyServer) -> None:
     config = RedisConfig(socket_timeout=20.0)
     async with await RedisClient().connect(own_valkey.dsn, config) as client:
-        assert client._link is not None
         own_valkey.pause()
         value = b"v" * (200 * 1024)
         calls = []
         for each in range(100):
             calls.append(client.call("SET", f"k{each}", value))
             await asyncio.sleep(0)
-        transport = client._link.connection._transport
+        transport = client._here().nodes[0].connection._transport
         assert transport is not None
         assert transport.get_write_buffer_size() < 4 * len(value)
         late = client.call("SET", "late", "1", timeout=0.05)

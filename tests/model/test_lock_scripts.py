@@ -381,13 +381,24 @@ def test_tokens_survive_the_loss_of_the_counter_and_a_clock_that_steps_back(run:
 
 
 def test_another_value_under_the_key_is_left_alone(run: Any) -> None:
-    """What is not ours is in the way, and is neither released nor extended."""
+    """What is not ours is in the way, for good, and is neither released nor extended."""
     run.server.set(KEY, "somebody else's")
-    assert run(dlock.ACQUIRE, ACQUIRE_KEYS, "w", 0, 60_000, 0)[0] == 0
+    assert run(dlock.ACQUIRE, ACQUIRE_KEYS, "w", 0, 60_000, 0) == [0, 0]
     assert run(dlock.EXTEND, [KEY, f"{KEY}:readers"], "w", "", 0, 60_000) == 0
     keys = [KEY, f"{KEY}:readers", f"{KEY}:queue", f"{KEY}:waiting", f"{KEY}:turns:"]
     assert run(dlock.RELEASE, keys, "w", "", 0) == 0
     assert run.server.get(KEY) == b"somebody else's"
+
+
+def test_a_lease_in_its_last_millisecond_is_still_in_the_way(run: Any) -> None:
+    """Taken for none, it would be looked at again only when nothing is expected."""
+    for _ in range(5):
+        assert run(dlock.ACQUIRE, ACQUIRE_KEYS, "wa", 0, 3, 0)[0] == 1
+        granted = 0
+        while not granted:
+            granted, number = run(dlock.ACQUIRE, ACQUIRE_KEYS, "wb", 0, 3, 0)
+            assert number > 0
+        run.server.delete(KEY)
 
 
 def test_a_reader_extends_only_itself(run: Any) -> None:

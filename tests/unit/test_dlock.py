@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -17,9 +18,9 @@ from forze.application.contracts.dlock import (
     SemaphoreSpec,
 )
 from forze.application.execution import DepsPlan, ExecutionRuntime
-from forze.application.integrations.locks.lease import believed_long, valid_until
+from forze.application.integrations.locks.lease import Lease, believed_long, valid_until
 from forze.application.integrations.locks.names import BESIDE, encode_name
-from forze.errors import ConfigurationError, ValidationError
+from forze.errors import ConfigurationError, LockLost, ValidationError
 from forze_memory import MemoryDepsModule
 from forze_redis import RedisClient, RedisDepsModule, RedisDistributedLockConfig
 from forze_redis.dlock import RedisLock
@@ -85,9 +86,9 @@ async def test_one_name_is_one_spec() -> None:
 
 
 class _Clustered(RedisClient):
-    @property
-    def clustered(self) -> bool:
-        return True
+    def __init__(self) -> None:
+        super().__init__()
+        self.clustered = True
 
 
 pieces = st.sampled_from([":", "%", "3A", "%3A", "/", "{", "}", "a", "b", "|", *sorted(BESIDE)])
@@ -138,6 +139,36 @@ def test_a_lease_is_believed_in_for_less_than_it_lasts() -> None:
     assert believed_long(100.0, 100.0, 30.0)
     assert believed_long(100.0, 114.0, 30.0)
     assert not believed_long(100.0, 115.0, 30.0)
+
+
+class _Standing:
+    """A lock on a server where it is ten o'clock."""
+
+    look_seconds = 0.5
+
+    @staticmethod
+    def clock() -> float:
+        return 10.0
+
+
+@pytest.mark.parametrize("awaits", [False, True])
+async def test_a_lease_that_was_over_before_its_block_began(awaits: bool) -> None:
+    """The process stood still in between: the loss is told once, and no cancellation is left."""
+    stored: Any = _Standing()
+    acquired = AcquiredLock("k", "one", 7)
+    lease = Lease(stored, acquired, resource="lock 'jobs'", sent=0.0, ttl_seconds=1.0)
+    error: BaseException | None = None
+    lease.begin(heartbeat=False)
+    if awaits:
+        with pytest.raises(asyncio.CancelledError) as cancelled:
+            await asyncio.Event().wait()
+        error = cancelled.value
+    assert not lease.end()
+    assert isinstance(lease.verdict(error), LockLost)
+    await asyncio.sleep(0)
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
 
 
 async def test_two_runtimes_over_one_memory_share_their_locks() -> None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+from asyncio import CancelledError
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from types import NoneType
 from typing import Any
 from uuid import UUID
 
@@ -17,7 +23,13 @@ from forze.application.contracts.idempotency import (
 )
 from forze.application.execution import DepsPlan, ExecutionRuntime
 from forze.application.integrations.idempotency import idempotent, payload_hash
-from forze.errors import BackendCorrupt, ConfigurationError, ValidationError
+from forze.application.integrations.idempotency.claims import Claim
+from forze.errors import (
+    BackendCorrupt,
+    ConfigurationError,
+    IdempotencyInProgress,
+    ValidationError,
+)
 from forze_memory import MemoryDepsModule
 from forze_postgres import PostgresClient, PostgresDepsModule, PostgresIdempotencyConfig
 from forze_redis import RedisClient, RedisDepsModule, RedisIdempotencyConfig
@@ -38,6 +50,7 @@ def test_a_spec_has_defaults() -> None:
     ("field", "value"),
     [
         ("name", ""),
+        ("name", None),
         ("ttl", timedelta(0)),
         ("ttl", 60),
         ("lease", timedelta(milliseconds=1)),
@@ -180,6 +193,43 @@ async def test_a_stored_result_of_another_type_is_told() -> None:
         assert await port.run("op", "k", {}, text) == "text"
         with pytest.raises(BackendCorrupt, match="number"):
             await port.run("op", "k", {}, number)
+
+
+async def test_nothing_of_what_ended_stays_in_memory() -> None:
+    """Answered, failed, refused, replayed, cancelled, or left by a task that crashed."""
+    spec = IdempotencySpec(name="default", lease=timedelta(milliseconds=200))
+    runtime = ExecutionRuntime(deps=DepsPlan.from_modules(MemoryDepsModule()))
+    answer = IdempotencySnapshot(200, None, b"")
+    async with runtime.scope() as ctx:
+        port = ctx.idempotency(spec)
+
+        async def request(number: int) -> None:
+            key = f"k{number}"
+            assert await port.begin("op", key, "h") is None
+            with suppress(IdempotencyInProgress):
+                await port.begin("op", key, "h")
+            match number % 4:
+                case 0:
+                    await port.commit("op", key, "h", answer)
+                    assert await port.begin("op", key, "h") == answer
+                case 1:
+                    await port.fail("op", key, "h")
+                case 2:
+                    raise KeyError(key)
+                case _:
+                    await asyncio.Event().wait()
+
+        tasks = [asyncio.create_task(request(number)) for number in range(2000)]
+        while sum(not each.done() for each in tasks) > 500:
+            await asyncio.sleep(0)
+        for each in tasks:
+            each.cancel()
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+        assert Counter(map(type, ended)) == {NoneType: 1000, KeyError: 500, CancelledError: 500}
+        del tasks, each, ended
+        async with asyncio.timeout(5):
+            while any(isinstance(each, Claim) for each in gc.get_objects()):
+                await asyncio.sleep(0.05)
 
 
 async def test_a_key_argument_that_is_none_is_refused() -> None:

@@ -27,9 +27,9 @@ things = st.tuples(names, st.none() | names)
 class Clustered(RedisClient):
     """A client of a cluster, as far as keys go."""
 
-    @property
-    def clustered(self) -> bool:
-        return True
+    def __init__(self) -> None:
+        super().__init__()
+        self.clustered = True
 
 
 def key_of(keys: ResourceKeys | ResourceAddresses, name: str, part: str | None) -> str:

@@ -12,7 +12,7 @@ import pytest
 from forze.application.contracts.cache import CacheDepKey, CacheSpec, PointerCache
 from forze.application.contracts.transaction import Outcome
 from forze.application.execution import ExecutionContext
-from forze.application.integrations.document.outage import Journal
+from forze.application.integrations.document.outage import Journals
 from forze.application.integrations.document.stats import CacheCounters
 from forze.application.integrations.document.writes import Invalidation, Outlet
 from forze.errors import BackendTimeout
@@ -48,7 +48,7 @@ async def write() -> AsyncIterator[tuple[Invalidation, Unanswering, Clock, Outle
     ctx = ExecutionContext(MemoryDepsModule()())
     cache = ctx.provide(CacheDepKey, "things")(ctx, CacheSpec(name="things"))
     pointers, clock = Unanswering(cache.pointers("schema01")), Clock()
-    outlet = Outlet(pointers, Journal(pointers, ctx), CacheCounters())
+    outlet = Outlet(pointers, Journals(pointers, ctx), CacheCounters())
     invalidation = Invalidation(ctx, clock=clock)
     invalidation.announce(outlet, [pointers.address("k")])
     await invalidation.before_commit()

@@ -11,7 +11,7 @@
 --       3     lease in milliseconds (integer > 0)
 --       4     milliseconds until who waits counts as gone unless it says so again; '0': do not wait
 -- Reply: {1, token} granted; {0, milliseconds until the lease in the way ends, 0 if none is} not
--- Cost: O(log n) in those who wait, shared O(n); 4 bytes of fence per lock remain
+-- Cost: O(log n) in those who wait, shared O(n); the fence of a lock remains, one small key
 -- Server: Redis 7.0, Valkey 7.2
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
@@ -71,7 +71,7 @@ if value or (reading[1] and not shared) or not first() then
     outlast(queue, wait)
     outlast(waiting, wait)
   end
-  if value then return {0, math.max(redis.call('PTTL', lock), 0)} end
+  if value then return {0, redis.call('PTTL', lock) + 1} end
   if reading[1] and not shared then
     return {0, math.ceil((tonumber(reading[2]) - now) / 1000)}
   end

@@ -40,7 +40,7 @@ end
 for _, key in ipairs({queue, waiting}) do
   if redis.call('PTTL', key) < wait then redis.call('PEXPIRE', key, wait) end
 end
-if value then return {math.max(redis.call('PTTL', lock), 0)} end
+if value then return {redis.call('PTTL', lock) + 1} end
 
 local called, head = {}, redis.call('ZRANGE', queue, 0, 0)[1]
 if head and string.byte(head) ~= 114 then -- r

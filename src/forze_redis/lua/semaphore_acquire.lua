@@ -11,7 +11,7 @@
 --       3     lease in milliseconds (integer > 0)
 --       4     milliseconds until who waits counts as gone unless it says so again; '0': do not wait
 -- Reply: {1, token} granted; {0, milliseconds until a lease ends, 0 if there is a permit} not
--- Cost: O(log n) in those who hold or wait; 4 bytes of fence per semaphore remain
+-- Cost: O(log n) in those who hold or wait; its fence remains, one small key
 -- Server: Redis 7.0, Valkey 7.2
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]

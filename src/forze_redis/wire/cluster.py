@@ -26,10 +26,10 @@ from typing import TypeAlias
 
 from redis.asyncio.cluster import RedisCluster
 
-from forze.errors import BackendError, BackendUnavailable, ConfigurationError, ForzeError
+from forze.errors import BackendUnavailable, ConfigurationError, ForzeError
 from forze_redis.wire.availability import Availability
 from forze_redis.wire.config import RedisConfig, seconds
-from forze_redis.wire.connection import Call, Connection, Reply
+from forze_redis.wire.connection import Call, Connection, Reply, gone
 from forze_redis.wire.dsn import Endpoint
 from forze_redis.wire.handshake import UNKNOWN_GENERATION
 from forze_redis.wire.link import Elsewhere, Incarnation, Link, Listeners, backoff, shielded
@@ -44,6 +44,9 @@ _log = logging.getLogger("forze.redis")
 _ASKED_AT_ONCE = 3
 _ANSWER_SECONDS = 0.5
 _PAUSE_SECONDS = 0.05
+_LONGEST_PAUSE_SECONDS = 0.5
+"""Between two questions, where slots seem to have moved."""
+
 _GUEST_SECONDS = 60.0
 """How long a node is kept that serves no slot, but was asked for one on the move."""
 
@@ -98,7 +101,7 @@ class Node(Link):
     def pushed(self, message: list[Reply]) -> None:
         """A channel that is taken from us is heard elsewhere."""
         super().pushed(message)
-        if message[0] == b"sunsubscribe":
+        if message[0] == b"sunsubscribe" and self._listeners.subscriptions.listened(message[1]):
             self._cluster.doubt()
 
     def lost(self, connection: Connection) -> None:
@@ -112,7 +115,7 @@ class Node(Link):
 
 
 class Cluster:
-    """The way to a cluster from one event loop; to its client what a :class:`Link` is."""
+    """The :class:`~forze_redis.wire.way.Way` to a cluster."""
 
     def __init__(
         self,
@@ -136,7 +139,6 @@ class Cluster:
         self._doubted = asyncio.Event()
         self._first: asyncio.Future[None] = self.loop.create_future()
         self._leaving: set[asyncio.Task[None]] = set()
-        self._hearing: asyncio.Task[None] | None = None
         self._redis: RedisCluster | None = None
         if shape.ranges:
             self._adopt(shape.ranges)
@@ -144,7 +146,7 @@ class Cluster:
             self._run(), name=f"forze-redis {self.where}", context=contextvars.Context()
         )
 
-    # -- what a client asks of a link ------------------------------------------
+    # -- what a client asks of its way -----------------------------------------
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -183,9 +185,9 @@ class Cluster:
             raise self.nobody()
         return node
 
-    def incarnation_of(self, key: str) -> Incarnation | None:
-        """What the node of ``key`` is at present."""
-        node = self.connection.table[slot_of_key(key.encode())]
+    def incarnation_of(self, key: str | None) -> Incarnation | None:
+        """What the node of ``key`` is at present; there is no such thing of all."""
+        node = None if key is None else self.connection.table[slot_of_key(key.encode())]
         return None if node is None else node.incarnation
 
     def available(self, key: str | None) -> bool:
@@ -201,20 +203,22 @@ class Cluster:
         fit = [node for node in nodes if node.connection.ready and not node.availability.away]
         return random.choice(fit or nodes) if nodes else None
 
-    def unserved(self) -> asyncio.Future[Reply]:
-        """The future of a call that nobody serves."""
+    def unserved(self, packed: bytes, timeout: float) -> asyncio.Future[Reply]:
+        """The future of a call that nobody serves, as far as this event loop knows."""
+        if get_running_loop() is not self.loop:
+            return self.elsewhere(packed, timeout)
+        self.doubt()
+        return self.refused()
+
+    def refused(self) -> asyncio.Future[Reply]:
+        """The future of a call that is not attempted; that of a node that is away is its own."""
         future: asyncio.Future[Reply] = get_running_loop().create_future()
         future.set_exception(self.nobody())
-        self.doubt()
         return future
 
     async def send_large(self, packed: bytes, timeout: float) -> Reply:
         """Send a command on a connection of its node's pool, redirections included."""
         return await self.connection.send_large(packed, timeout)
-
-    def refused(self) -> asyncio.Future[Reply]:
-        """The future of a call that is not attempted; here each node has its own."""
-        return self.unserved()
 
     async def first_attempt(self) -> None:
         """Wait until the nodes are known and each was tried once; raises where none is there."""
@@ -222,30 +226,28 @@ class Cluster:
 
     async def close(self) -> None:
         """Let calls in flight be answered for a second, then close."""
-        self.retired = True
-        tasks = [each for each in (self._task, self._hearing) if each is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
+        self._retire()
         await asyncio.gather(*(node.close() for node in self.nodes), *self._leaving)
+        await asyncio.wait([self._task])
         self.listeners.tracking.rely_on(())
-        if self._redis is not None:
-            await self._redis.aclose()
 
     def abandon(self) -> None:
         """Give up everything at once, from within the loop."""
-        self.retired = True
-        self._task.cancel()
-        if self._hearing is not None:
-            self._hearing.cancel()
+        self._retire()
         for node in self.nodes:
             node.abandon()
+
+    def _retire(self) -> None:
+        self.retired = True
+        self._task.cancel()
+        if not self._first.done():
+            self._failed(gone(self.where, "the client was closed", "none"))
 
     # -- who serves what -------------------------------------------------------
 
     def named(self, by: Node, host: str, port: int) -> Node:
-        """The node that another one named; one that does not know its name is at its own."""
-        node = self._node((host or by.place[0], port))
+        """The node that another one named; one whose name is not known is at that one's host."""
+        node = self._node((by.place[0] if host in ("", "?") else host, port))
         node.needed_at = monotonic()
         return node
 
@@ -254,6 +256,15 @@ class Cluster:
         self._doubted.set()
 
     async def _run(self) -> None:
+        try:
+            await self._keep_up()
+        finally:
+            self.retired = True
+            if self._redis is not None:
+                await self._redis.aclose()
+
+    async def _keep_up(self) -> None:
+        """Ask at every heartbeat, and on a doubt: the later the less there was to learn."""
         attempts = 0
         while not self.retired:
             self._doubted.clear()
@@ -269,17 +280,20 @@ class Cluster:
                 self._failed(self.nobody(error))
                 await asyncio.sleep(backoff(10, random.random()))
                 continue
-            attempts, self.error = 0, None
-            self._adopt(view.ranges)
+            self.error = None
+            attempts = 0 if self._adopt(view.ranges) else attempts + 1
             if not self._first.done():
                 await self._settle_first()
-            self._hear()
+            await self._hear_astray()
             try:
                 async with asyncio.timeout(seconds(self.config.heartbeat)):
                     await self._doubted.wait()
             except TimeoutError:
-                continue
-            await asyncio.sleep(_PAUSE_SECONDS)  # one question for all who doubt
+                attempts = 0
+            else:
+                await asyncio.sleep(
+                    min(_PAUSE_SECONDS * 2 ** min(attempts, 10), _LONGEST_PAUSE_SECONDS)
+                )
 
     async def _ask_around(self) -> View:
         """The most recent view: of some nodes we are connected to, or of whoever can be reached."""
@@ -315,21 +329,22 @@ class Cluster:
         else:
             self._first.set_result(None)
 
-    def _adopt(self, ranges: tuple[Range, ...]) -> None:
-        """Let calls go where these say, and go on with those nodes only."""
+    def _adopt(self, ranges: tuple[Range, ...]) -> bool:
+        """Let calls go where these say, and go on with those nodes only; whether it was news."""
         table: list[Node | None] = [None] * SLOTS
         for first, last, host, port in ranges:
             table[first : last + 1] = [self._node((host, port))] * (last + 1 - first)
-        before, self.connection.table = self.connection.table, table
+        self.connection.table = table
         serving, now = set(table), monotonic()
         for place, node in tuple(self._nodes.items()):
             guest = node.error is None and now - node.needed_at < _GUEST_SECONDS
             if node not in serving and not guest:
                 self._dismiss(place, node)
         self.listeners.tracking.rely_on(self._nodes.values())
-        self._shape.ranges = ranges
-        if table != before and any(before):
+        before, self._shape.ranges = self._shape.ranges, ranges
+        if before and ranges != before:
             self._shape.moved()
+        return ranges != before
 
     def _node(self, place: Place) -> Node:
         node = self._nodes.get(place)
@@ -362,23 +377,18 @@ class Cluster:
 
     # -- channels --------------------------------------------------------------
 
-    def _hear(self) -> None:
-        """Have channels heard where their slots are now."""
-        if self._hearing is None or self._hearing.done():
-            self._hearing = self.loop.create_task(self._hear_astray(), name="forze-redis channels")
-
     async def _hear_astray(self) -> None:
-        subscriptions = self.listeners.subscriptions
+        """Have channels heard where their slots are now, of those nodes that can be asked."""
+        subscriptions, table = self.listeners.subscriptions, self.connection.table
+        astray: dict[Connection, list[bytes]] = {}
         for channel in subscriptions.channels:
-            node = self.connection.table[slot_of_key(channel)]
+            node = table[slot_of_key(channel)]
             if node is None or not node.connection.ready:
                 continue  # heard as soon as it is
-            connection = node.connection
-            if subscriptions.confirmed(channel, connection):
-                continue
-            try:
-                await subscriptions.ask(connection, channel, seconds(self.config.socket_timeout))
-            except BackendError:
-                self.doubt()
-            else:
-                subscriptions.missed((channel,))
+            if not subscriptions.confirmed(channel, node.connection):
+                astray.setdefault(node.connection, []).append(channel)
+        failed = await asyncio.gather(
+            *(subscriptions.hear(*each, _ANSWER_SECONDS) for each in astray.items())
+        )
+        if any(failed):
+            self.doubt()

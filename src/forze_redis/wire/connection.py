@@ -36,7 +36,8 @@ Call: TypeAlias = "tuple[asyncio.Future[Reply] | None, float, bytes]"
 """The future to resolve (None: nobody waits), the deadline on ``monotonic``, the command."""
 
 _NOTHING = object()
-_CONFIRMATIONS = frozenset((b"ssubscribe", b"sunsubscribe"))
+_HELLO = pack("HELLO")
+_LEAVE = b"*2\r\n$12\r\nSUNSUBSCRIBE\r\n"
 
 
 class Owner(Protocol):
@@ -138,6 +139,8 @@ class Connection(asyncio.Protocol):
             self._owner.watch()
         return future
 
+    send_cached = send  # there is one server, and its client knows whether that is away
+
     def post(self, packed: bytes) -> None:
         """Queue one packed command whose reply nobody wants; dropped where there is no room."""
         if self._room and get_running_loop() is self._loop:
@@ -162,10 +165,16 @@ class Connection(asyncio.Protocol):
             self._owner.waiting.append(call)
             self._owner.watch()
 
-    def tell(self, packed: bytes) -> None:
-        """:meth:`ask` where the reply does not matter."""
+    def leave(self, channel: bytes) -> None:
+        """Unsubscribe from a channel.
+
+        The answer is a push, or an error where the channel's slot was taken from the server;
+        and then the same push came unasked before it. So pushes answer nothing here: the answer
+        to the HELLO behind it, which is never an error, says that this call was answered.
+        """
         if self.open:
-            self._enqueue((None, 0.0, packed))
+            self._enqueue((None, 0.0, pack("SUNSUBSCRIBE", channel)))
+            self._enqueue((None, 0.0, _HELLO))
 
     def begin(self) -> None:
         """From now on :meth:`send` finds room. Those who wait come in at :meth:`admit`."""
@@ -254,13 +263,16 @@ class Connection(asyncio.Protocol):
             while reply is not _NOTHING:
                 kind = type(reply)
                 if kind is hiredis.PushNotification:
-                    if reply[0] not in _CONFIRMATIONS or not self._confirms(reply):
+                    if reply[0] != b"ssubscribe" or not self._confirms(reply):
                         self._owner.pushed(reply)
                 elif kind is hiredis.ReplyError:
                     self._refuse(pending.popleft(), reply)
                 else:
-                    future = pending.popleft()[0]
-                    if future is not None and not future.done():
+                    future, _, packed = pending.popleft()
+                    if future is None:
+                        if packed.startswith(_LEAVE):
+                            pending.popleft()  # it is the answer to the HELLO behind it
+                    elif not future.done():
                         future.set_result(reply)
                         self.resolved = True
                 reply = gets()
@@ -321,7 +333,7 @@ class Connection(asyncio.Protocol):
             self.retire()
 
     def _confirms(self, message: list[Reply]) -> bool:
-        """Whether a push is the reply to the oldest call: (un)subscribing has no other."""
+        """Whether a push is the reply to the oldest call: subscribing has no other."""
         pending = self._pending
         if not pending or pending[0][2] != pack(message[0].upper(), message[1]):
             return False

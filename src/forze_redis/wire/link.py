@@ -160,9 +160,25 @@ class Link:
             pool is not None and bool(pool._in_use_connections)
         )
 
+    @property
+    def nodes(self) -> tuple[Link, ...]:
+        """Each server there is: this one."""
+        return (self,)
+
     def home(self, key: bytes) -> Link:
         """Where a key, or a channel, lives: here."""
         return self
+
+    def incarnation_of(self, key: str | None) -> Incarnation | None:
+        """What the server is at present."""
+        return self.incarnation
+
+    def available(self, key: str | None) -> bool:
+        """Whether the server is there."""
+        return not self.availability.away
+
+    def doubt(self) -> None:
+        """Keys live here."""
 
     async def send_large(self, packed: bytes, timeout: float) -> Reply:
         """Send a command on a connection of the pool."""
@@ -175,7 +191,7 @@ class Link:
     async def close(self) -> None:
         """Let calls in flight be answered for a second, then close."""
         connection = self.connection
-        self.retired = True
+        self._retire()
         connection.retire()
         if connection.open:
             await asyncio.wait([connection.closed], timeout=_CLOSE_SECONDS)
@@ -187,9 +203,13 @@ class Link:
 
     def abandon(self) -> None:
         """Give up everything at once, from within the loop."""
-        self.retired = True
+        self._retire()
         self._task.cancel()
         self._fail_waiting("the client moved to another event loop")
+
+    def _retire(self) -> None:
+        self.retired = True
+        self._tried(gone(self.where, "the client was closed", "none"))
 
     def refused(self) -> asyncio.Future[Reply]:
         """The future of a call that is not attempted while the server is away."""
@@ -374,11 +394,15 @@ class Link:
         self._topology.doubt()
         if self.availability.lost():
             self._log_away(str(error))
+        self._tried(error)
+        if isinstance(error, ConfigurationError):
+            self._fail_waiting(error)
+
+    def _tried(self, error: ForzeError) -> None:
+        """The first attempt has failed, if that was not known."""
         if not self._first.done():
             self._first.set_exception(error)
             self._first.exception()  # not every client waits for it
-        if isinstance(error, ConfigurationError):
-            self._fail_waiting(error)
 
     def _log_away(self, why: str) -> None:
         _log.warning(

@@ -104,6 +104,8 @@ def open_cluster_pool(endpoint: Endpoint, config: RedisConfig) -> RedisCluster:
         socket_timeout=timeout,
         socket_connect_timeout=seconds(config.connect_timeout),
         socket_keepalive=config.keepalive,
+        retry=Retry(NoBackoff(), 0),
+        require_full_coverage=False,
         ssl=endpoint.tls is not None,
         **(endpoint.tls or {}),
     )

@@ -46,8 +46,8 @@ _CORRUPT = {
     "give it another one or remove the key",
 }
 
-REDIRECTS = frozenset({"MOVED", "ASK", "TRYAGAIN"})
-"""With these a node of a cluster sends a command elsewhere, or asks for it again."""
+REDIRECTS = frozenset({"MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN"})
+"""With these a node of a cluster says that it is not the one to ask, or not now."""
 
 RECONNECT_ON = frozenset({"READONLY", "MASTERDOWN"})
 """After these the server is not the one we want: look again at who answers at the address."""

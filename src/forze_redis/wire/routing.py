@@ -38,6 +38,11 @@ _PATIENT_HOPS = 4
 _HOPS = 16
 _HOP_SECONDS = (0.01, 0.2)
 
+_FOLLOWED = (driver.AskError, driver.TryAgainError)
+"""And MOVED, which redis-py derives from ASK."""
+
+_DOUBTFUL = (driver.MovedError, driver.ClusterDownError)
+
 
 class Router:
     """The way of each call to its node: what a connection is to a single server.
@@ -56,14 +61,14 @@ class Router:
         """Queue one packed command on the connection of its node."""
         node = self.route(packed)
         if node is None:
-            return self._cluster.unserved()
+            return self._cluster.unserved(packed, timeout)
         return node.connection.send(packed, timeout)
 
     def send_cached(self, packed: bytes, timeout: float) -> asyncio.Future[Reply]:
         """:meth:`send`, unless the node is away: then the future has failed already."""
         node = self.route(packed)
         if node is None:
-            return self._cluster.unserved()
+            return self._cluster.unserved(packed, timeout)
         if node.availability.away and node.loop is get_running_loop():
             return node.refused()
         return node.connection.send(packed, timeout)
@@ -79,11 +84,6 @@ class Router:
         slot = slot_of(packed)
         return self._cluster.any_node() if slot is None else self.table[slot]
 
-    @property
-    def in_flight(self) -> int:
-        """Calls that have not been answered, over all nodes."""
-        return sum(node.connection.in_flight for node in self._cluster.nodes)
-
     def disown(self) -> None:
         """In a forked child: let go of the parent's sockets."""
         for node in self._cluster.nodes:
@@ -94,14 +94,16 @@ class Router:
         deadline, hops = monotonic() + timeout, 0
         node, before = self.route(packed), None
         while True:
-            if node is None:
+            if node is None or self._cluster.retired:
                 raise self._cluster.nobody()
             try:
                 return await execute(node.redis, packed, deadline - monotonic(), node.where, before)
             except BackendUnavailable as error:
                 said = error.__cause__
                 hops += 1
-                if not isinstance(said, (driver.AskError, driver.TryAgainError)) or hops > _HOPS:
+                if isinstance(said, _DOUBTFUL):
+                    self._cluster.doubt()
+                if not isinstance(said, _FOLLOWED) or hops > _HOPS or self._cluster.retired:
                     raise
             if hops > _PATIENT_HOPS or isinstance(said, driver.TryAgainError):
                 await asyncio.sleep(_pause(hops))
@@ -121,12 +123,14 @@ class Router:
         """Take a call that ``node`` sent elsewhere; whether there is somewhere to go."""
         word, _, rest = said.partition(" ")
         future, deadline, _ = call
-        if word == "MOVED":
+        if word in ("MOVED", "CLUSTERDOWN"):
             self._cluster.doubt()
         if future is None or future.done():
             return True  # nobody waits
+        if word == "CLUSTERDOWN" or self._cluster.retired:
+            return False
         hops = self._hop(future)
-        if self._cluster.retired or (hops > _HOPS and word == "TRYAGAIN"):
+        if hops > _HOPS and word == "TRYAGAIN":
             return False
         if hops > _HOPS:
             future.set_exception(self._cluster.nobody("its nodes send the call to each other"))
@@ -157,7 +161,8 @@ class Router:
         self._hops.pop(future, None)
 
     def _later(self, hops: int, call: Call) -> None:
-        self._cluster.loop.call_later(_pause(hops), self.again, call, context=contextvars.Context())
+        pause = min(_pause(hops), max(0.0, call[1] - monotonic()))
+        self._cluster.loop.call_later(pause, self.again, call, context=contextvars.Context())
 
     def again(self, call: Call) -> None:
         """Send a call to whoever serves its slot by now."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from binascii import crc_hqx  # CRC-16/XMODEM, the cluster's
+from collections.abc import Sequence
 
 from forze_redis.wire.connection import Reply
 
@@ -132,3 +133,12 @@ def own_row(table: bytes) -> str:
     brackets."""
     rows = (row.split(" ") for row in table.decode().splitlines())
     return next(" ".join((row[0], row[6], *row[8:])) for row in rows if "myself" in row[2])
+
+
+def settled(rows: Sequence[str]) -> bool:
+    """Whether nodes with these rows have every slot between them, none of them on the move."""
+    ranges = [part for row in rows for part in row.split(" ")[2:]]
+    if any(part.startswith("[") for part in ranges):
+        return False
+    ends = (part.partition("-") for part in ranges)
+    return sum(int(last or first) - int(first) + 1 for first, _, last in ends) == SLOTS

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from forze.errors import BackendCorrupt, ConfigurationError
@@ -70,7 +70,7 @@ class Subscriptions:
             self._confirmed.discard(subscription.channel)
             connection = self._asked.pop(subscription.channel, None)
             if connection is not None and connection.ready:
-                connection.tell(pack("SUNSUBSCRIBE", subscription.channel))
+                connection.leave(subscription.channel)
 
     def holds(self, subscription: Subscription) -> bool:
         """Whether it was neither closed nor forgotten."""
@@ -92,18 +92,38 @@ class Subscriptions:
     ) -> None:
         """Hear the channels that a connection ``serves``, which nobody uses yet; raises if it is
         lost meanwhile."""
-        channels = tuple(filter(serves, self._channels))
+        failed = await self.hear(connection, tuple(filter(serves, self._channels)), timeout)
+        if failed is not None:
+            raise failed
+
+    async def hear(
+        self, connection: Connection, channels: Sequence[bytes], timeout: float
+    ) -> BaseException | None:
+        """Hear these channels on another connection from now on; an error that may pass.
+
+        Listeners are told that they may have missed something, also where they may not listen.
+        """
         self._confirmed.difference_update(channels)
-        try:
-            await asyncio.gather(*(self.ask(connection, channel, timeout) for channel in channels))
-        except (ConfigurationError, BackendCorrupt) as error:
-            _log.warning("a channel cannot be heard (%s); its listeners ask by themselves", error)
-        self.missed(channels)
+        asked = (self.ask(connection, channel, timeout) for channel in channels)
+        failed = None
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        for channel, error in zip(channels, answers, strict=True):
+            if isinstance(error, ConfigurationError | BackendCorrupt):
+                _log.warning("channel %r cannot be heard: %s", channel, error)
+            elif error is not None:
+                failed = error
+                continue
+            self._tell(channel, None)
+        return failed
 
     @property
     def channels(self) -> tuple[bytes, ...]:
         """The channels that somebody listens to."""
         return tuple(self._channels)
+
+    def listened(self, channel: bytes) -> bool:
+        """Whether somebody listens to a channel."""
+        return channel in self._channels
 
     def end(self) -> None:
         """Forget every channel: the event loop of their listeners is no longer ours."""
@@ -117,11 +137,6 @@ class Subscriptions:
             self._tell(message[1], message[2])
         elif message[0] == b"sunsubscribe":  # unasked: the channel's slot is another node's now
             self._confirmed.discard(message[1])
-
-    def missed(self, channels: Iterable[bytes]) -> None:
-        """Tell the listeners of these channels that messages may have been lost."""
-        for channel in channels:
-            self._tell(channel, None)
 
     def _tell(self, channel: bytes, message: bytes | None) -> None:
         for subscription in tuple(self._channels.get(channel, ())):

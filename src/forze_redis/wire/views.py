@@ -135,7 +135,7 @@ def node_at(endpoint: Endpoint, host: str, port: int) -> Endpoint:
 
 def _view(slots: Reply, info: Reply, endpoint: Endpoint) -> View:
     try:
-        ranges = ranges_of(slots, endpoint.host)
+        ranges = tuple(sorted(ranges_of(slots, endpoint.host)))
     except ValueError as error:
         raise BackendCorrupt(f"Redis at {endpoint.where}: {error}", backend=BACKEND) from error
     if not ranges:

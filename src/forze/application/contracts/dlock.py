@@ -151,15 +151,15 @@ class DistributedLockPort(Protocol):
         """
         ...
 
-    async def is_locked(self, key: str) -> bool:
+    async def is_locked(self, key: str | AcquiredLock) -> bool:
         """Whether somebody holds it; one round trip."""
         ...
 
-    async def get_owner(self, key: str) -> str | None:
+    async def get_owner(self, key: str | AcquiredLock) -> str | None:
         """Who holds it; one round trip."""
         ...
 
-    async def get_ttl(self, key: str) -> timedelta | None:
+    async def get_ttl(self, key: str | AcquiredLock) -> timedelta | None:
         """What is left of the lease unless it is extended, None where nobody has one; one
         round trip."""
         ...

@@ -75,8 +75,11 @@ class IdempotencySpec:
     fail: Literal["closed", "open"] = "closed"
 
     def __post_init__(self) -> None:
-        if not self.name:
-            raise ConfigurationError("IdempotencySpec: name is empty", name="name")
+        name: object = self.name
+        if not isinstance(name, str) or not name:
+            raise ConfigurationError(
+                f"IdempotencySpec: name must be text that is not empty, not {name!r}", name="name"
+            )
         self._check_times()
         if self.fail not in ("closed", "open"):
             raise self._wrong("fail", 'is "closed" or "open"')
@@ -113,6 +116,11 @@ class IdempotencySpec:
             f"IdempotencySpec {self.name!r}: {field} {what}, not {getattr(self, field)!r}",
             name=field,
         )
+
+    @property
+    def pending_ttl(self) -> timedelta:
+        """How long a record is kept while it is pending."""
+        return max(self.ttl, self.lease)
 
     def stores(self, status_code: int) -> bool:
         """Whether an answer with this status is kept."""
@@ -184,7 +192,8 @@ class Commit(Enum):
     FENCED_OUT = "fenced out"
     """The lease had lapsed and another took over: nothing was written."""
     DEFERRED = "deferred"
-    """The store is away; storing is tried again in the background until the lease ends."""
+    """The store is away: storing is tried again in the background until the lease ends, and
+    logged where it cannot be."""
     ENLISTED = "enlisted"
     """Follows the transaction that is open in this task: both stand, or neither."""
     UNCLAIMED = "unclaimed"
@@ -242,9 +251,9 @@ class IdempotencyPort(Protocol):
     is tenant-aware) and principal scope them. ``payload_hash`` is any text that two payloads
     share exactly when they are the same (:func:`~.idempotency.payload_hash`).
 
-    A claim belongs to the task that began it, to the innermost :meth:`scope` around it where
-    there is one. Left by an owner that was cancelled it is freed at once, by one that crashed
-    when its lease lapses.
+    A claim belongs to the task that began it and those that this one starts afterwards, to the
+    innermost :meth:`scope` around it where there is one. Left by an owner that was cancelled it
+    is freed at once, by one that crashed when its lease lapses.
     """
 
     async def begin(
@@ -301,7 +310,8 @@ class IdempotencyPort(Protocol):
         """``await function(*args, **kwargs)``, once per key; a duplicate gets its result again.
 
         Results are kept as JSON, and come back as ``result`` (default: the function's return
-        annotation). An exception frees the key.
+        annotation). An exception frees the key. A function that is not async is called all the
+        same, and holds up the event loop.
         """
         ...
 

@@ -6,7 +6,7 @@ a page costs one round trip and carries that page only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
@@ -125,6 +125,10 @@ class SearchResultSnapshotPort(Protocol):
         """Whether each tenant has runs of its own."""
         ...
 
+    def scope(self) -> Hashable:
+        """Which runs a call made now would reach: those of this tenant, on this server."""
+        ...
+
     async def put_run(
         self,
         run_id: str,
@@ -145,7 +149,7 @@ class SearchResultSnapshotPort(Protocol):
     async def get_id_range(
         self, run_id: str, offset: int, limit: int, expected_fingerprint: str | None = None
     ) -> list[ResultId] | None:
-        """The ids at ``offset`` up to ``offset + limit``, fewer at the end, none beyond it.
+        """The ids at ``offset`` up to ``offset + limit``, fewer at the end, ``[]`` beyond it.
 
         None where the run is missing, incomplete, or has another fingerprint than expected;
         :meth:`get_meta` tells which. One round trip, which carries those ids only.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from datetime import timedelta
 from itertools import islice
 from typing import NamedTuple
@@ -43,6 +43,10 @@ class Snapshotting(ABC):
     def tenant_aware(self) -> bool:
         """Whether each tenant has runs of its own."""
 
+    def scope(self) -> Hashable:
+        """Which runs a call made now would reach."""
+        return self._address("")
+
     async def put_run(
         self,
         run_id: str,
@@ -71,7 +75,7 @@ class Snapshotting(ABC):
         """The ids from ``offset`` on, at most ``limit``; None where there is no such run."""
         address = self._address(self._encoded(run_id))
         first = self._number("offset", offset, 0)
-        count = self._number("limit", limit, 1)
+        count = self._number("limit", limit, 0)
         if expected_fingerprint is not None:
             self._check_fingerprint(expected_fingerprint)
         return await self._page(address, first, count, expected_fingerprint)

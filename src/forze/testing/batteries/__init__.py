@@ -8,8 +8,6 @@ when things go wrong.
 
 from forze.testing.batteries.cache import CacheBehaviour, CacheFailures, CacheOutage
 from forze.testing.batteries.counters import (
-    AllocatorBehaviour,
-    AllocatorFailures,
     CounterBehaviour,
     CounterFailures,
     CounterLeg,
@@ -17,12 +15,14 @@ from forze.testing.batteries.counters import (
 )
 from forze.testing.batteries.documents import DocumentBehaviour, DocumentFailures, DocumentOutage
 from forze.testing.batteries.freshness import RefreshBehaviour, SlidingBehaviour
-from forze.testing.batteries.idempotency import (
-    IdempotencyBehaviour,
+from forze.testing.batteries.id_blocks import AllocatorBehaviour, AllocatorFailures
+from forze.testing.batteries.idempotency import IdempotencyBehaviour, IdempotencyLeg
+from forze.testing.batteries.idempotency_failures import (
     IdempotencyFailures,
-    IdempotencyLeg,
     IdempotencyOutage,
+    IdempotencyTransactions,
 )
+from forze.testing.batteries.idempotency_ownership import IdempotencyOwnership
 from forze.testing.batteries.legs import CacheLeg, DocumentLeg, Outage
 from forze.testing.batteries.locks import (
     DistributedLockBehaviour,
@@ -73,6 +73,8 @@ __all__ = [
     "IdempotencyFailures",
     "IdempotencyLeg",
     "IdempotencyOutage",
+    "IdempotencyOwnership",
+    "IdempotencyTransactions",
     "LockLeg",
     "Outage",
     "PointerBehaviour",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
-import pickle
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,7 +18,7 @@ from forze.application.contracts.counter import (
 )
 from forze.application.execution import ExecutionContext
 from forze.errors import BackendError, ConfigurationError, TenantRequired, ValidationError
-from forze.testing.batteries.legs import PATIENCE, Outage, apart, cancelled
+from forze.testing.batteries.legs import PATIENCE, Outage
 from forze.testing.batteries.refusals import refused
 
 REMEMBERED = timedelta(minutes=10)
@@ -62,7 +60,8 @@ class CounterLeg:
     trips: Callable[[], int] | None = None
 
 
-def _counter(leg: CounterLeg) -> CounterPort:
+def counter_of(leg: CounterLeg) -> CounterPort:
+    """Of the first process."""
     return leg.ctx.counter(COUNTER)
 
 
@@ -70,13 +69,13 @@ class CounterBehaviour:
     """What the port promises where nothing goes wrong."""
 
     async def test_it_begins_at_zero(self, counter_leg: CounterLeg) -> None:
-        counter = _counter(counter_leg)
+        counter = counter_of(counter_leg)
         assert await counter.get() == 0
         assert await counter.get("a") == 0
         assert await counter.incr() == 1
 
     async def test_every_method_answers_as_documented(self, counter_leg: CounterLeg) -> None:
-        counter = _counter(counter_leg)
+        counter = counter_of(counter_leg)
         assert await counter.incr() == 1
         assert await counter.incr(by=4) == 5
         assert await counter.incr(None, -2) == 3
@@ -95,12 +94,12 @@ class CounterBehaviour:
         assert [type(each) for each in answers] == [int, int, int]
 
     async def test_another_process_goes_on_from_there(self, counter_leg: CounterLeg) -> None:
-        assert await _counter(counter_leg).incr(by=5) == 5
+        assert await counter_of(counter_leg).incr(by=5) == 5
         assert await counter_leg.other.counter(COUNTER).incr() == 6
-        assert await _counter(counter_leg).get() == 6
+        assert await counter_of(counter_leg).get() == 6
 
     async def test_every_suffix_is_its_own(self, counter_leg: CounterLeg) -> None:
-        counter = _counter(counter_leg)
+        counter = counter_of(counter_leg)
         for place, suffix in enumerate(SUFFIXES, 1):
             assert await counter.incr(suffix, place) == place, suffix
         assert await counter.get() == 0
@@ -110,7 +109,7 @@ class CounterBehaviour:
         assert await counter_leg.ctx.counter(OTHER_COUNTER).get(SUFFIXES[0]) == 0
 
     async def test_no_increment_is_lost_or_shared(self, counter_leg: CounterLeg) -> None:
-        ports = [_counter(counter_leg), counter_leg.other.counter(COUNTER)]
+        ports = [counter_of(counter_leg), counter_leg.other.counter(COUNTER)]
         singles = await asyncio.gather(*(ports[n % 2].incr() for n in range(200)))
         blocks = await asyncio.gather(*(ports[n % 2].allocate(1 + n % 5) for n in range(200)))
         seen = [*singles, *(each for block in blocks for each in block)]
@@ -118,7 +117,7 @@ class CounterBehaviour:
         assert await ports[0].get() == len(seen)
 
     async def test_both_ends_are_reached_exactly(self, counter_leg: CounterLeg) -> None:
-        counter = _counter(counter_leg)
+        counter = counter_of(counter_leg)
         for near in (2**53, 2**62, INT64_MAX - 3):
             await counter.reset(value=near)
             assert await counter.get() == near
@@ -139,7 +138,7 @@ class CounterBehaviour:
         assert await counter.incr(by=INT64_MAX) == -1
 
     async def test_an_integer_by_another_name(self, counter_leg: CounterLeg) -> None:
-        counter = _counter(counter_leg)
+        counter = counter_of(counter_leg)
         assert await counter.incr(by=Level.THREE) == 3
         assert await counter.allocate(Level.THREE) == range(4, 7)
         await counter.reset(value=Level.THREE)
@@ -166,7 +165,7 @@ class CounterBehaviour:
         assert await stock.get() == -20
 
     async def test_a_repeated_operation_happens_once(self, counter_leg: CounterLeg) -> None:
-        counter, other = _counter(counter_leg), counter_leg.other.counter(COUNTER)
+        counter, other = counter_of(counter_leg), counter_leg.other.counter(COUNTER)
         assert await counter.incr(by=5, operation_id="a") == 5
         assert await counter.incr(by=100) == 105
         assert await other.incr(by=5, operation_id="a") == 5
@@ -183,15 +182,15 @@ class CounterBehaviour:
         assert await counter.get() == 0
 
     async def test_repeats_at_once_happen_once(self, counter_leg: CounterLeg) -> None:
-        ports = [_counter(counter_leg), counter_leg.other.counter(COUNTER)]
+        ports = [counter_of(counter_leg), counter_leg.other.counter(COUNTER)]
         answers = await asyncio.gather(
             *(ports[n % 2].allocate(3, operation_id=f"op {n % 10}") for n in range(100))
         )
         assert len({(each.start, each.stop) for each in answers}) == 10
         assert await ports[0].get() == 30
 
-    async def test_an_operation_is_of_its_counter(self, counter_leg: CounterLeg) -> None:
-        counter = _counter(counter_leg)
+    async def test_an_operation_is_of_itscounter_of(self, counter_leg: CounterLeg) -> None:
+        counter = counter_of(counter_leg)
         assert await counter.incr("a", operation_id="k") == 1
         assert await counter.incr("b", by=2, operation_id="k") == 2
         assert await counter.incr(by=3, operation_id="k") == 3
@@ -199,7 +198,7 @@ class CounterBehaviour:
         assert await counter.incr("a", operation_id="k") == 1
 
     async def test_no_suffix_spells_an_operation(self, counter_leg: CounterLeg) -> None:
-        counter = _counter(counter_leg)
+        counter = counter_of(counter_leg)
         for name in ("k", "a!k", "!", "!k", "a:k", "a/k"):
             assert await counter.incr("a", operation_id=name) >= 1
             assert await counter.incr(operation_id=name) >= 1
@@ -207,7 +206,7 @@ class CounterBehaviour:
             assert await counter.get(suffix) == 0, suffix
 
     async def test_an_operation_is_forgotten_in_time(self, counter_leg: CounterLeg) -> None:
-        counter = _counter(counter_leg)
+        counter = counter_of(counter_leg)
         assert await counter.incr(operation_id="a") == 1
         await counter_leg.pass_time(REMEMBERED - timedelta(seconds=5))
         assert await counter.incr(operation_id="a") == 1
@@ -215,7 +214,7 @@ class CounterBehaviour:
         assert await counter.incr(operation_id="a") == 2, "a repeat prolongs nothing"
 
     async def test_a_value_never_expires(self, counter_leg: CounterLeg) -> None:
-        counter = _counter(counter_leg)
+        counter = counter_of(counter_leg)
         await counter.incr(operation_id="a")
         await counter.incr("s")
         await counter_leg.pass_time(timedelta(days=400))
@@ -224,7 +223,7 @@ class CounterBehaviour:
     async def test_each_call_is_one_trip(self, counter_leg: CounterLeg) -> None:
         if counter_leg.trips is None:
             return
-        counter, stock = _counter(counter_leg), counter_leg.ctx.counter(BOUNDED_COUNTER)
+        counter, stock = counter_of(counter_leg), counter_leg.ctx.counter(BOUNDED_COUNTER)
         before = counter_leg.trips()
         await counter.incr()
         await counter.decr("a")
@@ -257,7 +256,7 @@ class CounterFailures:
     """What the port promises where something goes wrong."""
 
     async def test_no_float_no_bool_no_text(self, counter_leg: CounterLeg) -> None:
-        counter = _counter(counter_leg)
+        counter = counter_of(counter_leg)
         await counter.reset(value=5)
         for wrong in NO_INTEGERS:
             for call in (counter.incr, counter.decr):
@@ -277,7 +276,7 @@ class CounterFailures:
         assert await counter.get() == 5
 
     async def test_a_block_has_at_least_one(self, counter_leg: CounterLeg) -> None:
-        counter = _counter(counter_leg)
+        counter = counter_of(counter_leg)
         for count in (0, -1, INT64_MIN):
             with refused(ValidationError, "count", "at least 1"):
                 await counter.incr_batch(count)
@@ -288,7 +287,7 @@ class CounterFailures:
         assert await counter.get() == 0
 
     async def test_overflow_leaves_the_value(self, counter_leg: CounterLeg) -> None:
-        counter = _counter(counter_leg)
+        counter = counter_of(counter_leg)
         for end, by, change in (
             (INT64_MAX, 1, counter.incr),
             (INT64_MAX, INT64_MAX, counter.incr),
@@ -351,7 +350,7 @@ class CounterFailures:
         assert await stock.incr(operation_id="a") == 6, "what was done is answered, bound or not"
 
     async def test_an_id_is_for_one_operation(self, counter_leg: CounterLeg) -> None:
-        counter = _counter(counter_leg)
+        counter = counter_of(counter_leg)
         assert await counter.incr(by=5, operation_id="a") == 5
         for call in (
             lambda: counter.incr(by=6, operation_id="a"),
@@ -372,7 +371,7 @@ class CounterFailures:
         assert await counter.incr(operation_id="é" * 255) == 6
 
     async def test_a_suffix_is_text_with_something_in_it(self, counter_leg: CounterLeg) -> None:
-        counter = _counter(counter_leg)
+        counter = counter_of(counter_leg)
         not_suffixes: tuple[Any, ...] = ("", 5, b"a")
         for wrong in not_suffixes:
             for call in (
@@ -405,146 +404,13 @@ class CounterFailures:
             counter_leg.ctx.counter(CounterSpec(name="orders", maximum=5))
 
 
-class AllocatorBehaviour:
-    """Ids out of blocks."""
-
-    async def test_ids_follow_each_other(self, counter_leg: CounterLeg) -> None:
-        ids = _counter(counter_leg).allocator(10)
-        assert [await ids.next() for _ in range(35)] == list(range(1, 36))
-
-    async def test_a_block_costs_one_trip(self, counter_leg: CounterLeg) -> None:
-        if counter_leg.trips is None:
-            return
-        ids = _counter(counter_leg).allocator(100)
-        before = counter_leg.trips()
-        assert [await ids.next() for _ in range(74)] == list(range(1, 75))
-        assert counter_leg.trips() - before == 1
-
-    async def test_the_next_block_is_fetched_ahead(self, counter_leg: CounterLeg) -> None:
-        counter = _counter(counter_leg)
-        ids = counter.allocator(8)
-        for _ in range(5):
-            await ids.next()
-        assert await counter.get() == 8
-        assert await ids.next() == 6
-        taken: list[int] = []
-        async with asyncio.timeout(PATIENCE.total_seconds()):
-            while len(taken) < 10:
-                each = ids.take_nowait()
-                if each is None:
-                    await asyncio.sleep(0)
-                else:
-                    taken.append(each)
-        assert taken == list(range(7, 17))
-        assert await counter.get() == 16, "taken without waiting, nothing is fetched"
-        assert ids.take_nowait() is None
-
-    async def test_many_at_once_fetch_once(self, counter_leg: CounterLeg) -> None:
-        counter = _counter(counter_leg)
-        ids = counter.allocator(100)
-        taken = await asyncio.gather(*(ids.next() for _ in range(60)))
-        assert sorted(taken) == list(range(1, 61))
-        assert await counter.get() == 100
-
-    async def test_all_who_wait_are_served_by_one_block(self, counter_leg: CounterLeg) -> None:
-        counter = _counter(counter_leg)
-        ids = counter.allocator(1)
-        taken = await asyncio.gather(*(ids.next() for _ in range(50)))
-        assert sorted(taken) == list(range(1, 51))
-        assert await counter.get() <= 51, "and at most the one that is fetched ahead"
-
-    async def test_processes_share_no_id(self, counter_leg: CounterLeg) -> None:
-        ports = [_counter(counter_leg), counter_leg.other.counter(COUNTER)]
-        allocators = [port.allocator(block) for port in ports for block in (3, 7)]
-        taken = await asyncio.gather(*(allocators[n % 4].next() for n in range(400)))
-        taken += [await ports[0].incr(), *await ports[1].allocate(5)]
-        assert len(set(taken)) == len(taken)
-        for place, each in enumerate(allocators):
-            mine = [await each.next() for _ in range(20)]
-            assert mine == sorted(mine), place
-            taken += mine
-        assert len(set(taken)) == len(taken)
-
-    async def test_each_suffix_has_blocks_of_its_own(self, counter_leg: CounterLeg) -> None:
-        counter = _counter(counter_leg)
-        a, b = counter.allocator(10, "a"), counter.allocator(10, "b")
-        assert (await a.next(), await b.next(), await a.next(), await b.next()) == (1, 1, 2, 2)
-        assert await counter.get() == 0
-
-    async def test_each_tenant_has_blocks_of_its_own(self, counter_leg: CounterLeg) -> None:
-        ctx, counter = counter_leg.ctx, counter_leg.ctx.counter(TENANT_COUNTER)
-        ids = counter.allocator(4)
-        taken: dict[str, list[int]] = {"a": [], "b": []}
-
-        async def take(tenant: str) -> None:
-            with ctx.bind_tenant(tenant):
-                taken[tenant].append(await ids.next())
-
-        await asyncio.gather(*(take("ab"[n % 2]) for n in range(40)))
-        assert sorted(taken["a"]) == sorted(taken["b"]) == list(range(1, 21))
-        with refused(TenantRequired, "owned_orders"):
-            await ids.next()
-        with refused(TenantRequired, "owned_orders"):
-            ids.take_nowait()
-
-
-class AllocatorFailures:
-    """No id comes twice, whatever happens to whoever asks."""
-
-    async def test_cancelled_callers_lose_nothing(self, counter_leg: CounterLeg) -> None:
-        ids = _counter(counter_leg).allocator(5)
-        taken: list[int] = []
-
-        async def take() -> None:
-            taken.append(await ids.next())
-
-        for turn in range(40):
-            tasks = [apart(take()) for _ in range(4)]
-            for _ in range(turn % 8):
-                await asyncio.sleep(0)
-            tasks[turn % 4].cancel()
-            await asyncio.wait(tasks)
-        assert len(taken) >= 120
-        assert len(set(taken)) == len(taken)
-
-    async def test_the_first_cancelled_harms_nobody(self, counter_leg: CounterLeg) -> None:
-        ids = _counter(counter_leg).allocator(5)
-        first = apart(ids.next())
-        await asyncio.sleep(0)
-        second = apart(ids.next())
-        await asyncio.sleep(0)
-        assert await cancelled(first)
-        assert await second == 1
-        assert await ids.next() == 2
-
-    async def test_a_failure_is_everyones_and_not_the_end(self, counter_leg: CounterLeg) -> None:
-        stock = counter_leg.ctx.counter(BOUNDED_COUNTER)
-        ids = stock.allocator(8)
-        assert await ids.next() == 1
-        await stock.reset(value=9)
-        while ids.take_nowait() is not None:
-            pass
-        answers = await asyncio.gather(*(ids.next() for _ in range(5)), return_exceptions=True)
-        assert [type(each) for each in answers] == [ValidationError] * 5
-        assert len({id(each) for each in answers}) == 5, "each with a traceback of its own"
-        await stock.reset(value=2)
-        assert await ids.next() == 3
-
-    async def test_it_cannot_be_copied(self, counter_leg: CounterLeg) -> None:
-        ids = _counter(counter_leg).allocator(5)
-        copiers: tuple[Callable[[Any], Any], ...] = (copy.copy, copy.deepcopy, pickle.dumps)
-        for copied in copiers:
-            with refused(TypeError, "one process"):
-                copied(ids)
-
-
 class CounterOutage:
     """What the port promises while its server is away."""
 
     async def test_it_says_so_and_counts_again_after(
         self, counter_leg: CounterLeg, outage: Outage
     ) -> None:
-        counter = _counter(counter_leg)
+        counter = counter_of(counter_leg)
         await counter.incr()
         await outage.break_backend()
         for call in (
@@ -561,7 +427,7 @@ class CounterOutage:
         assert await _again(counter.incr) >= 1
 
     async def test_a_block_in_hand_goes_on(self, counter_leg: CounterLeg, outage: Outage) -> None:
-        ids = _counter(counter_leg).allocator(100)
+        ids = counter_of(counter_leg).allocator(100)
         assert await ids.next() == 1
         await outage.break_backend()
         assert [await ids.next() for _ in range(99)] == list(range(2, 101))

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextvars import copy_context
 from datetime import timedelta
 from enum import Enum
 from typing import Any, Generic, Literal, NamedTuple
@@ -32,10 +33,13 @@ from forze.application.contracts.search import (
     SearchResultSnapshotPort,
     SearchResultSnapshotSpec,
 )
-from forze.application.contracts.tenancy import current_tenant
 from forze.application.contracts.transaction import in_transaction
 from forze.application.integrations.document.codec import DocumentCodec
-from forze.application.integrations.document.filters import parse_filters, parse_sort
+from forze.application.integrations.document.filters import (
+    Condition,
+    parse_filters,
+    parse_sort,
+)
 from forze.application.integrations.single_flight import SingleFlight
 from forze.application.integrations.snapshot_cursor import (
     SnapshotCursor,
@@ -131,8 +135,8 @@ class SnapshotSearch(Generic[R]):
     async def _first(self, search: _Search, limit: int, *, share: bool) -> _Found:
         if not share or in_transaction():  # what a transaction sees is not for others
             return (await self._freeze(search)).page(0, limit)
-        key = (current_tenant(), search.fingerprint)
-        found = await self._flights.share(key, lambda: self._shared(search))
+        key = (self._port.scope(), search.fingerprint)
+        found = await self._flights.share(key, lambda: self._shared(search), copy_context())
         if found.ids or not found.total:
             return found.page(0, limit)
         start = SnapshotCursor(found.run_id, search.fingerprint, 0)
@@ -189,16 +193,36 @@ class SnapshotSearch(Generic[R]):
     def _search(self, filters: Filters, sort: Sort) -> _Search:
         """Equal searches have one fingerprint, in every process that has the secret; without
         the secret it tells nothing of what was searched for."""
-        model = self._spec.read
-        conditions = sorted(
-            json.dumps([each.field, each.operator, _told(_any.dump_python(each.value))])
-            for each in parse_filters(model, filters)
-        )
+        model, filters = self._spec.read, _lasting(filters)
+        conditions = sorted(map(_asked, parse_filters(model, filters)))
         keys = parse_sort(model, sort)
         asked = json.dumps([self._spec.name, self._schema, conditions, keys])
         digest = hmac.digest(self._snapshot.secret, asked.encode(), "sha256")
         complete = [f"-{key.field}" if key.descending else key.field for key in keys]
         return _Search(filters, complete, digest.hex()[:32])
+
+
+def _lasting(filters: Filters) -> Filters:
+    """The filters, to be read more than once: an iterator would be empty the second time."""
+    return {
+        name: {
+            operator: list(value) if isinstance(value, Iterator) else value
+            for operator, value in wanted.items()
+        }
+        if isinstance(wanted, Mapping)
+        else wanted
+        for name, wanted in filters.items()
+    }
+
+
+def _asked(condition: Condition) -> str:
+    """A condition as text; the order of a list of choices (a set has a new one in every
+    process) and what it has twice mean nothing."""
+    field, operator, value = condition
+    told = _told(_any.dump_python(value))
+    if operator in ("in", "not_in"):
+        told = sorted(set(map(json.dumps, told)))
+    return json.dumps([field, operator, told])
 
 
 def _told(value: Any) -> Any:

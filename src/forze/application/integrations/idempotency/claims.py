@@ -1,32 +1,34 @@
 """Open claims, and whose they are.
 
 A claim is its requester's: the task that called ``begin``, noted when it is called and not
-when it runs, so that ``wait_for(port.begin(...))`` belongs to the caller. Where the calls of
-one request are spread over tasks or threads, a :class:`Scope` around them owns the claims;
-it travels by a context variable that holds one mutable object, which copies of the context
-share. Two requests that overlap in one process have claims of their own either way.
+when it runs, so that ``wait_for(port.begin(...))`` belongs to the caller; and the tasks that
+this one starts afterwards, so that a handler run by ``wait_for(handler())`` can end it. A context
+variable names the claims of a context; the contexts of such tasks are copies. Where a claim is
+begun in a copy, and ended outside, a :class:`Scope` around both owns it: one mutable object
+that all copies share. Two requests that overlap in one process have claims of their own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from enum import Enum, auto
 from typing import Any, TypeAlias
 from uuid import uuid4
+from weakref import ref
 
 from forze.application.contracts.idempotency import IdempotencySnapshot
 from forze.application.integrations.idempotency.store import IdempotencyStore
 
-Identity: TypeAlias = tuple[str | None, str]
-"""The tenant (each may have a server of its own) and the name of a record."""
+Identity: TypeAlias = tuple[Hashable, str]
+"""Where a record is kept (each tenant may have a server of its own), and its name."""
 
 
 class Phase(Enum):
-    """Where an open claim stands in this process."""
+    """Where a claim stands in this process."""
 
     ASKING = auto()
     HELD = auto()
@@ -50,6 +52,8 @@ class Scope:
 
 
 _scope: ContextVar[Scope | None] = ContextVar("forze_idempotency_scope", default=None)
+_line: ContextVar[tuple[ref[Claim], ...]] = ContextVar("forze_idempotency_line", default=())
+"""The claims begun in this context, and in those it was copied from."""
 
 
 def current_scope() -> Scope | None:
@@ -82,8 +86,8 @@ class Claim:
 
     __slots__ = (
         "__weakref__", "_hold", "began", "closed", "doubtful", "failing", "generation", "guarded",
-        "key", "lost", "name", "operation", "owner", "payload_hash", "phase", "replay", "scope",
-        "store", "takeover", "task", "tenant", "timer", "watcher",
+        "identity", "key", "lost", "operation", "owner", "payload_hash", "phase", "replay",
+        "scope", "store", "takeover", "task", "timer", "watcher",
     )  # fmt: skip
 
     def __init__(
@@ -91,13 +95,12 @@ class Claim:
         operation: str,
         key: str,
         payload_hash: str,
+        identity: Identity,
         *,
-        name: str,
-        tenant: str | None,
         guarded: bool = False,
     ) -> None:
         self.operation, self.key, self.payload_hash = operation, key, payload_hash
-        self.name, self.tenant = name, tenant
+        self.identity = identity
         self.guarded = guarded
         """Whether a block of its own ends it."""
         self.scope, self.task = current_scope(), this_task()
@@ -112,16 +115,22 @@ class Claim:
         self.timer: asyncio.TimerHandle | None = None
         self.watcher: Any = None
         self._hold: AbstractAsyncContextManager[IdempotencyStore] | None = None
+        _line.set((*(ref(each) for each in _of_line()), ref(self)))
 
     @property
-    def identity(self) -> Identity:
-        """What distinguishes the record in this process."""
-        return self.tenant, self.name
+    def name(self) -> str:
+        """The record's name."""
+        return self.identity[1]
+
+    @property
+    def bare(self) -> bool:
+        """Whether no block ends it."""
+        return not self.guarded and self.scope is None
 
     @property
     def abandoned(self) -> bool:
         """Whether nobody is left to end it but by finding it."""
-        return not self.guarded and self.scope is None and (self.task is None or self.task.done())
+        return self.bare and (self.task is None or self.task.done())
 
     async def enter(self, store: IdempotencyStore) -> IdempotencyStore:
         """Hold on to the store that is reached now."""
@@ -135,6 +144,11 @@ class Claim:
         hold, self._hold = self._hold, None
         if hold is not None:
             await hold.__aexit__(None, None, None)
+
+
+def _of_line() -> list[Claim]:
+    claims = (each() for each in _line.get())
+    return [each for each in claims if each is not None and each.phase is not Phase.ENDED]
 
 
 class Claims:
@@ -161,20 +175,25 @@ class Claims:
             if not among:
                 del self._open[claim.identity]
 
-    def of_caller(self, identity: Identity, payload_hash: str, *, adopt: bool) -> Claim | None:
-        """The claim that this task (or its scope) has; None where there is none, or no telling.
+    def of_caller(self, identity: Identity, payload_hash: str, *, refused: bool) -> Claim | None:
+        """The claim that the caller may end; None where there is none, or no telling.
 
-        ``adopt``: also the only one whose requester has ended, as a task has that was started
-        just to begin.
+        One that this task began; unless it was ``refused``, which means that any other is
+        another's: the only one of its scope, the last one begun before it was started, the only
+        one whose requester has ended, as a task has that was started just to begin.
         """
         found = [c for c in self._open.get(identity, ()) if c.payload_hash == payload_hash]
-        task, scope = this_task(), current_scope()
+        task, scope, line = this_task(), current_scope(), _of_line()
         own = [c for c in found if task is not None and c.task is task]
-        if scope is not None:
-            return _last([c for c in own if c.scope is scope]) or _only(
-                [c for c in found if c.scope is scope] or own
-            )
-        return _last(own) or (_only([c for c in found if c.abandoned]) if adopt else None)
+        if refused:
+            return _last(own)
+        return (
+            _last([c for c in own if c.scope is scope])
+            or _only([c for c in found if scope is not None and c.scope is scope])
+            or _last(own)
+            or _last([c for c in found if c in line])
+            or _only([c for c in found if scope is None and c.abandoned])
+        )
 
 
 def _last(claims: Sequence[Claim]) -> Claim | None:

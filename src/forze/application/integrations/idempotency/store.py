@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Hashable
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import Protocol, Self
@@ -19,6 +21,28 @@ class Changes(Protocol):
         ...
 
 
+class Told:
+    """Hears of one record by being told. Implements ``Changes``."""
+
+    __slots__ = ("_changed",)
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Event()
+
+    def tell(self) -> None:
+        """It may have changed."""
+        self._changed.set()
+
+    async def wait(self, seconds: float) -> None:
+        """Until it is told, or ``seconds`` have passed."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+        except TimeoutError:
+            return
+        self._changed.clear()
+
+
 class IdempotencyStore(Protocol):
     """Keeps records by the transitions of ``record``, each in one atomic step.
 
@@ -28,6 +52,10 @@ class IdempotencyStore(Protocol):
 
     def name(self, operation: str, key: str) -> str:
         """The record's name under the bound tenant and principal."""
+        ...
+
+    def place(self) -> Hashable:
+        """Where the record is kept, as seen from this task: what tells two servers apart."""
         ...
 
     def hold(self) -> AbstractAsyncContextManager[Self]:

@@ -58,7 +58,7 @@ class Lease:
         self._until = valid_until(sent, ttl_seconds)
         self._why: str | None = None
         self._cancelled = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
         self._beating: asyncio.Task[None] | None = None
 
     @property
@@ -77,7 +77,8 @@ class Lease:
         assert task is not None
         self._task, self._cancelling = task, task.cancelling()
         self._loop = task.get_loop()
-        self._watch()
+        # Not at once: what cancels its own task cannot take that back on every Python.
+        self._timer = self._loop.call_soon(self._watch, context=contextvars.Context())
         if heartbeat:
             self._beating = self._loop.create_task(
                 self._beat(), name="forze-lock-heartbeat", context=contextvars.Context()

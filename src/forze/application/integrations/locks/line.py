@@ -15,8 +15,15 @@ import random
 from collections.abc import Coroutine, Hashable, Sequence
 from typing import Any
 
-from forze.application.integrations.locks.store import StoredLock, Subscription, process_name
+from forze.application.integrations.locks.names import process_name
+from forze.application.integrations.locks.store import StoredLock, Subscription
 from forze.errors import ForzeError
+
+WAITER_SECONDS = 1.5
+"""How long somebody who waits keeps the place in line without saying so again."""
+
+LOOK_SECONDS = 0.5
+"""How often a process looks at its lines, and a holder at the clock, whatever is heard."""
 
 _JITTER_SECONDS = (0.001, 0.005)
 """After a lease should have ended, so that not every process looks at the same moment."""

@@ -17,10 +17,11 @@ from forze.application.contracts.dlock import (
 )
 from forze.application.integrations.locks.scope import Scopes
 from forze.application.integrations.locks.store import (
-    CountedStore,
+    CountedPermits,
     Granted,
-    InspectedLocks,
+    InspectedLock,
     LockStore,
+    StoredLock,
 )
 from forze.errors import BackendError, ValidationError
 
@@ -32,7 +33,9 @@ _OWNER_BYTES = 1024
 class DistributedLocks:
     """Locks by key. Implements ``DistributedLockPort``."""
 
-    def __init__(self, store: InspectedLocks, spec: DistributedLockSpec, ctx: Resolver) -> None:
+    def __init__(
+        self, store: LockStore[InspectedLock], spec: DistributedLockSpec, ctx: Resolver
+    ) -> None:
         self._store = store
         self._scopes = Scopes(store, ctx, resource=f"lock {spec.name!r}", ttl=spec.ttl)
 
@@ -61,15 +64,15 @@ class DistributedLocks:
             extended, _ = await _insisting(lambda: stored.extend(owner, token))
         return extended
 
-    async def is_locked(self, key: str) -> bool:
-        return await self.get_ttl(key) is not None
+    async def is_locked(self, key: str | AcquiredLock) -> bool:
+        return await self.get_owner(key) is not None
 
-    async def get_owner(self, key: str) -> str | None:
-        async with self._store.open(key) as stored:
+    async def get_owner(self, key: str | AcquiredLock) -> str | None:
+        async with self._store.open(_name(key)) as stored:
             return await stored.holder()
 
-    async def get_ttl(self, key: str) -> timedelta | None:
-        async with self._store.open(key) as stored:
+    async def get_ttl(self, key: str | AcquiredLock) -> timedelta | None:
+        async with self._store.open(_name(key)) as stored:
             seconds = await stored.remaining_seconds()
         return None if seconds is None else timedelta(seconds=seconds)
 
@@ -77,7 +80,9 @@ class DistributedLocks:
 class Semaphores:
     """Semaphores by key. Implements ``SemaphorePort``."""
 
-    def __init__(self, store: CountedStore, spec: SemaphoreSpec, ctx: Resolver) -> None:
+    def __init__(
+        self, store: LockStore[CountedPermits], spec: SemaphoreSpec, ctx: Resolver
+    ) -> None:
         self._store = store
         self._scopes = Scopes(
             store, ctx, resource=f"semaphore {spec.name!r}", ttl=spec.ttl, holdings=spec.permits
@@ -96,7 +101,9 @@ class Semaphores:
 class ReadWriteLocks:
     """Read/write locks by key. Implements ``ReadWriteLockPort``."""
 
-    def __init__(self, store: LockStore, spec: ReadWriteLockSpec, ctx: Resolver) -> None:
+    def __init__(
+        self, store: LockStore[StoredLock], spec: ReadWriteLockSpec, ctx: Resolver
+    ) -> None:
         self._scopes = Scopes(store, ctx, resource=f"read/write lock {spec.name!r}", ttl=spec.ttl)
 
     def reading(
@@ -132,10 +139,14 @@ def _acquisition(
 ) -> tuple[str, str, int | None]:
     """Key, owner, and the token where it has to be that very acquisition."""
     acquired = owner if isinstance(owner, AcquiredLock) else key
-    name = key.key if isinstance(key, AcquiredLock) else key
     if isinstance(acquired, AcquiredLock):
-        return name, owner if isinstance(owner, str) else acquired.owner, acquired.token
-    return name, _checked(owner), None
+        holder = owner if isinstance(owner, str) else acquired.owner
+        return _name(key), holder, acquired.token
+    return _name(key), _checked(owner), None
+
+
+def _name(key: str | AcquiredLock) -> str:
+    return key.key if isinstance(key, AcquiredLock) else key
 
 
 def _checked(owner: object) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from forze.application.integrations.locks.store import READER
+from forze.application.integrations.locks.names import READER
 
 
 class Holding(NamedTuple):

@@ -1,35 +1,14 @@
 """What a backend offers: locks by key, each with its state, its line and its clock.
 
-Owners here are texts made for one acquisition each (:func:`owner_name`), except where an
+Owners here are texts made for one acquisition each (``names.owner_name``), except where an
 application names its own, which never waits.
 """
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import NamedTuple, Protocol, TypeAlias
-
-READER = "r"
-"""How the owner of a shared lease begins, so that a line can be read from its names."""
-
-
-def process_name() -> str:
-    """Eight characters that name a process on the channels of its locks."""
-    return secrets.token_hex(4)
-
-
-def owner_name(process: str, *, shared: bool) -> str:
-    """A name for one acquisition: whether it reads, where it is to be called, and which it is."""
-    return f"{READER if shared else 'w'}{process}{secrets.token_hex(12)}"
-
-
-WAITER_SECONDS = 1.5
-"""How long somebody who waits keeps the place in line without saying so again."""
-
-LOOK_SECONDS = 0.5
-"""How often a process looks at its lines, and a holder at the clock, whatever is heard."""
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 
 class Granted(NamedTuple):
@@ -102,14 +81,6 @@ class StoredLock(Protocol):
         ...
 
 
-class LockStore(Protocol):
-    """The locks of one resource."""
-
-    def open(self, key: str, *, shared: bool = False) -> AbstractAsyncContextManager[StoredLock]:
-        """The lock of ``key``, to be used within the block whatever tenant is bound by then."""
-        ...
-
-
 class InspectedLock(StoredLock, Protocol):
     """A lock that tells who has it."""
 
@@ -122,14 +93,6 @@ class InspectedLock(StoredLock, Protocol):
         ...
 
 
-class InspectedLocks(LockStore, Protocol):
-    """Locks that tell who has them."""
-
-    def open(self, key: str, *, shared: bool = False) -> AbstractAsyncContextManager[InspectedLock]:
-        """As of any store."""
-        ...
-
-
 class CountedPermits(StoredLock, Protocol):
     """A semaphore that tells how many have it."""
 
@@ -138,11 +101,12 @@ class CountedPermits(StoredLock, Protocol):
         ...
 
 
-class CountedStore(LockStore, Protocol):
-    """Semaphores that tell how many have them."""
+Stored_co = TypeVar("Stored_co", bound=StoredLock, covariant=True)
 
-    def open(
-        self, key: str, *, shared: bool = False
-    ) -> AbstractAsyncContextManager[CountedPermits]:
-        """As of any store."""
+
+class LockStore(Protocol[Stored_co]):
+    """The locks of one resource."""
+
+    def open(self, key: str, *, shared: bool = False) -> AbstractAsyncContextManager[Stored_co]:
+        """The lock of ``key``, to be used within the block whatever tenant is bound by then."""
         ...

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextvars
+from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any, Final, TypeVar
 
@@ -21,7 +22,9 @@ class Seat:
     """The client of one route. ``ports`` has what others made for this very client."""
 
     __slots__ = (
+        "__weakref__",
         "_client",
+        "_lent",
         "asked_at",
         "failed_at",
         "holds",
@@ -41,6 +44,7 @@ class Seat:
         self.failed_at: float | None = None
         self.ports: dict[object, Any] = {}
         self._client: RedisClient | None = None
+        self._lent: dict[str, float] = {}
 
     @property
     def open(self) -> RedisClient | None:
@@ -60,7 +64,22 @@ class Seat:
     @property
     def in_use(self) -> bool:
         """Whether anybody would miss it."""
-        return self.holds > 0 or (self._client is not None and self._client.in_use)
+        if self.holds > 0 or self._lends():
+            return True
+        return self._client is not None and self._client.in_use
+
+    def lend(self, token: str, seconds: float) -> None:
+        """It is in use until :meth:`returned`, but not for longer than so many seconds."""
+        self._lent[token] = monotonic() + seconds
+
+    def returned(self, token: str) -> None:
+        """What was lent under ``token`` is over."""
+        self._lent.pop(token, None)
+
+    def _lends(self) -> bool:
+        now = monotonic()
+        self._lent = {token: until for token, until in self._lent.items() if until > now}
+        return bool(self._lent)
 
     @property
     def spent(self) -> bool:
@@ -69,7 +88,8 @@ class Seat:
             return False
         if self.failed_at is not None:
             return monotonic() - self.failed_at > RETRY_SECONDS
-        return self.loop is not asyncio.get_running_loop()
+        ended = self.opening is not None and self.opening.cancelled()
+        return ended or self.loop is not asyncio.get_running_loop()
 
     def release(self, _: object = None) -> None:
         """One hold less."""
@@ -100,6 +120,13 @@ class Seat:
             raise error.again()
         if error is not None:
             raise error
+
+
+def apart(work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
+    """A task that keeps nothing of its caller's request, and whose failure somebody has seen."""
+    task = asyncio.get_running_loop().create_task(work, name=name, context=contextvars.Context())
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return task
 
 
 def _not_yet(seat: Seat) -> BackendTimeout:

@@ -17,9 +17,8 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from itertools import count
 from secrets import token_hex
-from time import monotonic
 from typing import Any, TypeVar
-from weakref import WeakSet
+from weakref import WeakSet, WeakValueDictionary
 
 from forze.application.contracts.cache import (
     Aging,
@@ -35,8 +34,8 @@ from forze_redis.cache import RedisPointers
 from forze_redis.client import RedisClient
 from forze_redis.config import RedisCacheConfig
 from forze_redis.keys import POINTER, CacheKeys
-from forze_redis.routed import RoutedRedisClient
-from forze_redis.seats import Seat
+from forze_redis.routed.client import RoutedRedisClient
+from forze_redis.routed.seats import Seat
 from forze_redis.wire.link import weakly
 
 T = TypeVar("T")
@@ -44,6 +43,9 @@ T = TypeVar("T")
 _log = logging.getLogger("forze.redis")
 
 _LEASE_SECONDS = LEASE_MS / 1000
+
+TOKEN_PREFIX = 12
+"""How much of a token says which client, and which connection of it, it was made for."""
 
 
 def at(route: str, key: str) -> str:
@@ -83,7 +85,7 @@ class RoutedPointers:
         self._spec = spec
         self._schema = schema
         self._count = count()
-        self._leases = _Leases()
+        self._lessors: WeakValueDictionary[str, Seat] = WeakValueDictionary()
         self._tiers: WeakSet[CacheInvalidation] = WeakSet()
 
     @property
@@ -114,7 +116,7 @@ class RoutedPointers:
             return token_hex(8)  # who asks under it is told why
         if seat.open is not None:
             return self._of(seat).token()
-        prefix: str = seat.ports.setdefault((self, "prefix"), token_hex(6))
+        prefix: str = seat.ports.setdefault((self, "prefix"), token_hex(TOKEN_PREFIX // 2))
         return f"{prefix}.{next(self._count):x}"
 
     # -- reading ---------------------------------------------------------------
@@ -124,16 +126,14 @@ class RoutedPointers:
         async with self._client.hold_cached(route) as seat:
             found = await self._of(seat).read(key, token)
             if found is Miss.LEASED:
-                self._leases.taken(seat, token, (address,))
+                self._leased(seat, token)
             return found
 
     async def read_many(self, addresses: Sequence[str], token: str) -> list[bytes | Aging | Miss]:
         async def read(seat: Seat, keys: Sequence[str]) -> Sequence[bytes | Aging | Miss]:
             answers = await self._of(seat).read_many(keys, token)
-            found = zip(keys, answers, strict=True)
-            leased = [at(seat.route, key) for key, each in found if each is Miss.LEASED]
-            if leased:
-                self._leases.taken(seat, token, leased)
+            if Miss.LEASED in answers:
+                self._leased(seat, token)
             return answers
 
         return await self._each(addresses, read)
@@ -148,7 +148,7 @@ class RoutedPointers:
         async with self._client.hold_cached(route) as seat:
             elected = await self._of(seat).elect(key, token)
             if elected:
-                self._leases.taken(seat, token, (address,))
+                self._leased(seat, token)
             return elected
 
     async def fill(self, fills: Sequence[Fill]) -> list[bool]:
@@ -164,23 +164,23 @@ class RoutedPointers:
     async def _fill(self, route: str, token: str, fills: Sequence[Fill]) -> list[bool]:
         """Store under one token, over the client that took its lease."""
         its = [each._replace(address=parts(each.address)[1]) for each in fills]
-        seat = self._leases.seat(token)
-        if seat is None:
-            async with self._client.hold_cached(route) as current:
-                return await self._of(current).fill(its)
-        stored = await self._of(seat).fill(its)
-        self._leases.ended(token, [each.address for each in fills])
-        return stored
+        lessor = self._lessor(token)
+        if lessor is not None:
+            stored = await self._of(lessor).fill(its)
+            lessor.returned(token)
+            return stored
+        async with self._client.hold_cached(route) as seat:
+            return await self._of(seat).fill(its)
 
     def renew(self, addresses: Sequence[str], token: str) -> None:
-        for its, keys in self._leased(addresses, token):
-            its.renew(keys, token)
-        self._leases.renewed(token)
+        for seat, keys in self._lessors_of(addresses, token):
+            self._of(seat).renew(keys, token)
+            seat.lend(token, _LEASE_SECONDS)
 
     def give_back(self, addresses: Sequence[str], token: str) -> None:
-        for its, keys in self._leased(addresses, token):
-            its.give_back(keys, token)
-        self._leases.ended(token, addresses)
+        for seat, keys in self._lessors_of(addresses, token):
+            self._of(seat).give_back(keys, token)
+            seat.returned(token)
 
     # -- writing ---------------------------------------------------------------
 
@@ -287,14 +287,26 @@ class RoutedPointers:
             client, self._keys, self._config, self._spec, self._schema, prefix=prefix
         )
 
-    def _leased(
+    # -- leases: on another client than that which took them they are worth nothing -----
+
+    def _leased(self, seat: Seat, token: str) -> None:
+        """Keep the client open for as long as a lease lasts that it took, and fill there."""
+        seat.lend(token, _LEASE_SECONDS)
+        self._lessors[token[:TOKEN_PREFIX]] = seat
+
+    def _lessor(self, token: str) -> Seat | None:
+        """The seat that took leases under ``token``, while its client is open."""
+        seat = self._lessors.get(token[:TOKEN_PREFIX])
+        return seat if seat is not None and seat.client.connected else None
+
+    def _lessors_of(
         self, addresses: Sequence[str], token: str
-    ) -> Iterator[tuple[RedisPointers, Sequence[str]]]:
-        """Whose leases these are: of whoever took them, else of the routes' open clients."""
+    ) -> Iterator[tuple[Seat, Sequence[str]]]:
+        lessor = self._lessor(token)
         for route, keys in by_route(addresses).items():
-            seat = self._leases.seat(token) or self._client.routes.look(route)
+            seat = lessor or self._client.routes.look(route)
             if seat is not None and seat.open is not None:
-                yield self._of(seat), keys
+                yield seat, keys
 
     async def _each(
         self,
@@ -311,48 +323,6 @@ class RoutedPointers:
         answers = await asyncio.gather(*(asked(route, keys) for route, keys in apart.items()))
         of = dict(zip(apart, answers, strict=True))
         return [next(of[parts(address)[0]]) for address in addresses]
-
-
-class _Leases:
-    """Where leases were taken: that client stays open, and fills them, until they end.
-
-    On another one they would be worth nothing, and readers would wait until they lapse.
-    """
-
-    def __init__(self) -> None:
-        self._of: dict[str, tuple[Seat, set[str], float]] = {}
-
-    def taken(self, seat: Seat, token: str, addresses: Iterable[str]) -> None:
-        """These leases were taken under ``token`` on the client of ``seat``."""
-        now = monotonic()
-        for other, (_, lapsed, until) in tuple(self._of.items()):
-            if until > now:
-                break  # in the order they were taken, and all for as long
-            self.ended(other, tuple(lapsed))
-        if token not in self._of:
-            seat.holds += 1
-            self._of[token] = seat, set(), now + _LEASE_SECONDS
-        self._of[token][1].update(addresses)
-
-    def seat(self, token: str) -> Seat | None:
-        """Where leases under ``token`` were taken, None where there are none (any more)."""
-        lease = self._of.get(token)
-        return None if lease is None else lease[0]
-
-    def renewed(self, token: str) -> None:
-        """They last as long again."""
-        lease = self._of.pop(token, None)
-        if lease is not None:
-            self._of[token] = lease[0], lease[1], monotonic() + _LEASE_SECONDS
-
-    def ended(self, token: str, addresses: Sequence[str]) -> None:
-        """These were filled, given back, or have lapsed."""
-        lease = self._of.get(token)
-        if lease is not None:
-            lease[1].difference_update(addresses)
-            if not lease[1]:
-                del self._of[token]
-                lease[0].release()
 
 
 class _Changes:

@@ -1,7 +1,7 @@
 """The cache over a routed client: for each client a :class:`~forze_redis.cache.RedisCache`.
 
 Direct use goes where the current route leads. How documents are cached is in
-``routed_pointers``.
+``pointers``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from forze_redis.cache import Pair, RedisCache
 from forze_redis.client import RedisClient
 from forze_redis.config import RedisCacheConfig
 from forze_redis.keys import CacheKeys, plain_of
-from forze_redis.routed import RoutedRedisClient
-from forze_redis.routed_pointers import RoutedPointers, at
+from forze_redis.routed.client import RoutedRedisClient
+from forze_redis.routed.pointers import RoutedPointers, at
 
 T = TypeVar("T")
 

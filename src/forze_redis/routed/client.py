@@ -33,8 +33,9 @@ from forze.errors import (
     TenantRequired,
 )
 from forze_redis.client import Argument, Primary, RedisClient, RedisHealth
-from forze_redis.routes import Endpoints, Hold, Routes
-from forze_redis.seats import Seat
+from forze_redis.routed.endpoints import Endpoints
+from forze_redis.routed.routes import Hold, Routes
+from forze_redis.routed.seats import Seat
 from forze_redis.wire.config import RedisConfig, seconds
 from forze_redis.wire.connection import Reply
 from forze_redis.wire.link import Incarnation, weakly
@@ -93,7 +94,7 @@ class RoutedRedisClient(RedisClient):
                 name="idle_after",
             )
         self._route_of = route
-        self._is_clustered = clustered
+        self.clustered = clustered
         self._routes = Routes(max_clients=max_clients, idle_after=idle_after, clustered=clustered)
 
     # -- which route -----------------------------------------------------------
@@ -173,7 +174,7 @@ class RoutedRedisClient(RedisClient):
         old one, which is then closed. Raises what kept the new one from connecting, and nothing
         has changed then. Done by itself where a server rejects the password.
         """
-        await self._routes.rotate(self.current_route() if route is None else route)
+        await self._routes.rotations.rotate(self.current_route() if route is None else route)
 
     # -- sending ---------------------------------------------------------------
 
@@ -241,10 +242,6 @@ class RoutedRedisClient(RedisClient):
     def connected(self) -> bool:
         """Whether there are endpoints."""
         return self._routes.begun
-
-    @property
-    def clustered(self) -> bool:
-        return self._is_clustered
 
     @property
     def generation(self) -> str:
@@ -324,7 +321,9 @@ class RoutedRedisClient(RedisClient):
 
     def _renewable(self, seat: Seat) -> bool:
         client = seat.open
-        return client is not None and not client.available() and self._routes.refused(seat)
+        return (
+            client is not None and not client.available() and self._routes.rotations.refused(seat)
+        )
 
     def _patiently(
         self, route: str, send: Send, budget: float | None = None
@@ -348,7 +347,7 @@ class RoutedRedisClient(RedisClient):
             try:
                 return await send(seat.client, until - monotonic())
             except ConfigurationError as error:  # there was no connection to send it on
-                if not self._routes.renews(seat, error):
+                if not self._routes.rotations.renews(seat, error):
                     raise
         await self._renewed(seat, until)
         async with Hold(self._routes, seat.route, until - monotonic()) as newer:
@@ -357,7 +356,7 @@ class RoutedRedisClient(RedisClient):
     async def _renewed(self, seat: Seat, until: float) -> None:
         try:
             async with asyncio.timeout(until - monotonic()):
-                await self._routes.renew(seat)
+                await self._routes.rotations.renew(seat)
         except TimeoutError:
             raise BackendTimeout(
                 f"Redis for route {seat.route!r} rejects our password, and another was not had in "
