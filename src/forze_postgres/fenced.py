@@ -39,7 +39,10 @@ async def fenced_update(
     row; then nothing was changed, and one more round trip was made to tell which.
     """
     number = _number(token)
-    values = dict(values or {})
+    given: object = values or {}
+    if not isinstance(given, Mapping):
+        raise ValidationError(f"values are a dict by column, not {given!r}", field="values")
+    values = dict(given)
     if fence_column in values:
         raise ValidationError(
             f"{fence_column!r} is set to the token; leave it out of the values", field=fence_column

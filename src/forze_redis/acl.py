@@ -124,7 +124,13 @@ def acl_rules(
 
 
 def _configs(given: RedisDepsModule | ResourceConfig) -> Iterable[ResourceConfig]:
-    return (given,) if isinstance(given, ResourceConfig) else given.configs
+    if isinstance(given, ResourceConfig):
+        return (given,)
+    if not isinstance(given, RedisDepsModule):
+        raise ConfigurationError(
+            f"acl_rules takes a RedisDepsModule or configs of resources, not {given!r}"
+        )
+    return given.configs
 
 
 def _told(config: ResourceConfig) -> bool:

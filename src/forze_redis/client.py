@@ -25,13 +25,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
+from inspect import iscoroutinefunction
 from time import monotonic
 from typing import Any, Self, TypeAlias, cast
 
 from redis.asyncio import Redis
 
 from forze.application.contracts.deps import DepKey
-from forze.errors import BackendUnavailable, ConfigurationError, ForzeError
+from forze.errors import BackendUnavailable, ConfigurationError, ForzeError, ValidationError
 from forze_redis.pipeline import Pipeline
 from forze_redis.wire.availability import Availability
 from forze_redis.wire.cluster import Cluster, Shape
@@ -277,6 +278,13 @@ class RedisClient:
         returns the server has confirmed; one round trip, none where the process listens already.
         Raises ``BackendError``, a ``ConfigurationError`` where the user may not listen.
         """
+        given: object = heard
+        if not callable(given) or iscoroutinefunction(given):
+            raise ValidationError(
+                f"heard is a function that is called with each message and not awaited, not "
+                f"{heard!r}",
+                field="heard",
+            )
         subscriptions = self._listeners.subscriptions
         subscription = subscriptions.add(channel, heard)
         try:

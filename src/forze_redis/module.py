@@ -37,6 +37,7 @@ from forze.application.integrations.locks.ports import (
     ReadWriteLocks,
     Semaphores,
 )
+from forze.errors import ConfigurationError
 from forze_redis.cache import RedisCache
 from forze_redis.client import RedisClient, RedisClientDepKey
 from forze_redis.config import (
@@ -130,6 +131,12 @@ class RedisDepsModule:
         make: Callable[[RedisClient, K, S, Resolver], P],
     ) -> None:
         """Register what ``make`` makes of each config, under its name."""
+        if not isinstance(configs, Mapping | None):
+            raise ConfigurationError(
+                f"RedisDepsModule {argument}: expected {cls.__name__}s by the name of their spec, "
+                f'as in {argument}={{"name": {cls.__name__}(...)}}, not {configs!r}',
+                name=argument,
+            )
         self._routed[key] = {
             name: self._factory(
                 make, configured(cls, each, f"RedisDepsModule {argument}[{name!r}]")

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from forze.errors import BackendCorrupt, ConfigurationError
+from forze.errors import BackendCorrupt, ConfigurationError, ValidationError
 from forze.testing.proxy import RespProxy, command
 from forze_redis.client import RedisClient
 from forze_redis.wire.scripts import Script
@@ -87,7 +87,7 @@ async def test_what_is_refused_leaves_nothing_half_sent(client: RedisClient) -> 
     pipeline = client.pipeline().call("SET", "a", "1")
     with pytest.raises(ConfigurationError, match=r"client\.redis"):
         pipeline.call("BLPOP", "a", 1)
-    with pytest.raises(TypeError):
+    with pytest.raises(ValidationError, match=r"not \[2\]"):
         pipeline.call("SET", "a", [2])  # type: ignore[arg-type] # on purpose
     assert await client.call("EXISTS", "a") == 0
     assert await pipeline.execute() == [b"OK"]

@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> int:
     mutants, healthy = read_list()
     chosen = [each for each in mutants if not parts or any(part in each.name for part in parts)]
     tests = [] if PASSED in arguments else [*healthy, *dict.fromkeys(m.test for m in chosen)]
-    with ThreadPoolExecutor((os.cpu_count() or 1) + 1) as pool:  # tests wait, too
+    with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:  # tests wait, too
         unharmed = pool.submit(run, tests, ROOT / "src", SECONDS_FOR_ALL) if tests else None
         wrong = sum(pool.map(lambda each: not caught(each, healthy), chosen))
     print(f"{len(chosen) - wrong} caught, {wrong} wrong")

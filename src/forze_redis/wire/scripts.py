@@ -13,6 +13,8 @@ from importlib.resources import files
 
 import hiredis
 
+from forze.errors import ValidationError
+
 _known: dict[bytes, Script] = {}
 
 _EVALSHA = b"\r\n$7\r\nEVALSHA\r\n$40\r\n"
@@ -66,8 +68,16 @@ def in_full(packed: bytes) -> bytes | None:
 
 
 def pack(*args: str | bytes | int | float) -> bytes:
-    """A command as the server reads it; raises ``TypeError`` for what cannot be an argument."""
-    packed: bytes = hiredis.pack_command(args)  # type: ignore[arg-type] # its stub says one-tuple
+    """A command as the server reads it; a ``ValidationError`` for what cannot be an argument."""
+    try:
+        packed: bytes = hiredis.pack_command(args)  # type: ignore[arg-type] # its stub says one-tuple
+    except TypeError as error:
+        given: tuple[object, ...] = args
+        wrong = [each for each in given if not isinstance(each, str | bytes | int | float)]
+        raise ValidationError(
+            f"{args[0]!s}: an argument is text, bytes or a number, not {(wrong or args)[0]!r}",
+            field="args",
+        ) from error
     return packed
 
 

@@ -78,6 +78,11 @@ def bind_principal(principal: UUID | str) -> AbstractContextManager[None]:
 @contextmanager
 def bind_deadline(within: timedelta) -> Iterator[None]:
     """Bound every wait of this task for the length of a ``with`` block; nesting only shortens."""
+    if not isinstance(within, timedelta):
+        raise ValidationError(
+            f"a deadline is a timedelta, not {within!r}; write timedelta(seconds=...)",
+            field="within",
+        )
     until = time.monotonic() + within.total_seconds()
     outer = _deadline.get()
     token = _deadline.set(until if outer is None else min(outer, until))

@@ -93,15 +93,15 @@ class ExecutionContext:
                 "ctx.cache() was given None: this DocumentSpec has no cache; "
                 "add cache=CacheSpec(name=...) to it"
             )
-        return self._port(CacheDepKey, spec)
+        return self._port(CacheDepKey, CacheSpec, spec)
 
     def counter(self, spec: CounterSpec) -> CounterPort:
         """The counters registered under ``spec.name``."""
-        return self._port(CounterDepKey, spec)
+        return self._port(CounterDepKey, CounterSpec, spec)
 
     def dlock(self, spec: DistributedLockSpec) -> DistributedLockPort:
         """The locks registered under ``spec.name``."""
-        return self._port(DistributedLockDepKey, spec)
+        return self._port(DistributedLockDepKey, DistributedLockSpec, spec)
 
     def dlock_scope(self, spec: DistributedLockSpec) -> LockScope:
         """The same locks as blocks: ``async with ctx.dlock_scope(spec).scope(key) as lock``."""
@@ -109,19 +109,19 @@ class ExecutionContext:
 
     def semaphore(self, spec: SemaphoreSpec) -> SemaphorePort:
         """The semaphores registered under ``spec.name``."""
-        return self._port(SemaphoreDepKey, spec)
+        return self._port(SemaphoreDepKey, SemaphoreSpec, spec)
 
     def rwlock(self, spec: ReadWriteLockSpec) -> ReadWriteLockPort:
         """The read/write locks registered under ``spec.name``."""
-        return self._port(ReadWriteLockDepKey, spec)
+        return self._port(ReadWriteLockDepKey, ReadWriteLockSpec, spec)
 
     def idempotency(self, spec: IdempotencySpec) -> IdempotencyPort:
         """The idempotency records registered under ``spec.name``, or for every name."""
-        return self._port(IdempotencyDepKey, spec)
+        return self._port(IdempotencyDepKey, IdempotencySpec, spec)
 
     def search_snapshot(self, spec: SearchResultSnapshotSpec) -> SearchResultSnapshotPort:
         """The search-result snapshots registered under ``spec.name``."""
-        return self._port(SearchResultSnapshotDepKey, spec)
+        return self._port(SearchResultSnapshotDepKey, SearchResultSnapshotSpec, spec)
 
     def transaction(
         self,
@@ -138,16 +138,17 @@ class ExecutionContext:
         manager = self.provide(TransactionDepKey, route)
         return transaction_scope(self, route, manager, isolation=isolation, read_only=read_only)
 
-    def _port(self, key: DepKey[Factory[S, P]], spec: S) -> P:
+    def _port(self, key: DepKey[Factory[S, P]], kind: type[S], spec: S) -> P:
         """The port of ``spec``, made once; what is registered under ``spec.name`` makes it."""
+        if not isinstance(spec, kind):
+            raise ConfigurationError(f"ctx.{key.name}() takes a {kind.__name__}, not {spec!r}")
         known = self._ports.get((key, spec.name))
         if known is None:
             known = spec, self.provide(key, spec.name)(self, spec)
             self._ports[key, spec.name] = known
         elif known[0] is not spec and known[0] != spec:
-            kind = type(spec).__name__
             raise ConfigurationError(
-                f"two different {kind}s have the name {spec.name!r}; "
+                f"two different {kind.__name__}s have the name {spec.name!r}; "
                 "one name means one spec in a runtime",
                 name=spec.name,
             )

@@ -47,6 +47,8 @@ class ExecutionRuntime:
     ) -> None:
         self._deps = deps.freeze()
         self._lifecycle = (lifecycle or LifecyclePlan()).freeze()
+        if not isinstance(specs, Iterable):
+            raise ConfigurationError(f"specs= takes a list of specs, not {specs!r}")
         self._specs = tuple(specs)
         self._drain = drain
         self._wanted = telemetry

@@ -78,14 +78,20 @@ class DocumentPorts:
 
     def query(self, spec: DocumentSpec[R, Any, Any]) -> DocumentQuery[R]:
         """The query port of ``spec``; the same object every time."""
-        bound = self._bound.get(spec.name)
+        try:
+            bound = self._bound.get(spec.name)
+        except AttributeError:
+            raise _no_spec(spec) from None
         if bound is None or bound.spec is not spec:
             bound = self._bind(spec)
         return bound.query
 
     def command(self, spec: DocumentSpec[R, C, U]) -> DocumentCommandPort[R, C, U]:
         """The command port of ``spec``; raises ``ConfigurationError`` if it is read-only."""
-        bound = self._bound.get(spec.name)
+        try:
+            bound = self._bound.get(spec.name)
+        except AttributeError:
+            raise _no_spec(spec) from None
         if bound is None or bound.spec is not spec:
             bound = self._bind(spec)
         if bound.command is None:
@@ -204,6 +210,10 @@ def _l1_store(name: str, spec: L1Spec) -> L1Store:
             name="store_factory",
         )
     return cast(L1Store, store)
+
+
+def _no_spec(given: object) -> ConfigurationError:
+    return ConfigurationError(f"documents are asked for by their DocumentSpec, not {given!r}")
 
 
 def _outlet(writer: Relations, reader: _Bound) -> Outlet | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, Literal
 from uuid import UUID
@@ -124,7 +124,7 @@ class DocumentQuery(Generic[R]):
         keys = parse_sort(self._spec.read, sort)
         position = None if after is None else self._position(keys, after)
         complete = [f"-{key.field}" if key.descending else key.field for key in keys]
-        page = await self._store.find(filters or {}, complete, limit, position)
+        page = await self._store.find(_mapping(filters), complete, limit, position)
         cursor = self._cursor(keys, page.items[-1]) if page.more else None
         return Page(page.items, cursor)
 
@@ -148,7 +148,7 @@ class DocumentQuery(Generic[R]):
             )
         _check_limit(limit)
         return await self._snapshots.page(
-            filters or {},
+            _mapping(filters),
             sort,
             limit=limit,
             after=after,
@@ -159,7 +159,7 @@ class DocumentQuery(Generic[R]):
 
     async def count(self, filters: Filters | None = None) -> int:
         """How many documents match, from the source."""
-        return await self._store.count(filters or {})
+        return await self._store.count(_mapping(filters))
 
     async def exists(self, id: DocumentId) -> bool:
         """Whether the document exists, from the source."""
@@ -201,9 +201,19 @@ class DocumentQuery(Generic[R]):
             ) from error
 
 
-def _check_limit(limit: int) -> None:
-    if not 1 <= limit <= MAX_PAGE:
-        raise ValidationError(f"limit must be 1 to {MAX_PAGE}, not {limit}", field="limit")
+def _mapping(filters: Filters | None) -> Filters:
+    given: object = filters or {}
+    if not isinstance(given, Mapping):
+        raise ValidationError(
+            f"filters are a dict of field names, such as {{'color': 'red'}}, not {given!r}",
+            field="filters",
+        )
+    return given
+
+
+def _check_limit(given: object) -> None:
+    if not isinstance(given, int) or not 1 <= given <= MAX_PAGE:
+        raise ValidationError(f"limit must be 1 to {MAX_PAGE}, not {given!r}", field="limit")
 
 
 def _adapter(annotation: Any) -> TypeAdapter[Any]:

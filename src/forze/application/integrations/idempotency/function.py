@@ -138,6 +138,19 @@ def idempotent(
     name, ``result`` to its return annotation. Raises as ``IdempotencyPort.run`` does.
     """
 
+    if not callable(ctx):
+        raise ConfigurationError(
+            "idempotent: ctx is a function that gives the context, such as runtime.get_context, "
+            f"not {ctx!r}",
+            name="ctx",
+        )
+    if payload is not None and not callable(payload):
+        raise ConfigurationError(
+            "idempotent: payload is a function of the arguments, such as "
+            f"lambda order_id, **rest: rest, not {payload!r}",
+            name="payload",
+        )
+
     def decorate(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
         signature = inspect.signature(function)
         if isinstance(key, str) and key not in signature.parameters:

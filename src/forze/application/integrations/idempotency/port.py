@@ -141,6 +141,11 @@ class StoredIdempotency:
         **kwargs: Any,
     ) -> T:
         """``await function(*args, **kwargs)``, once per key."""
+        if not callable(function):
+            raise ValidationError(
+                f"run takes a function and, after it, its arguments, not {function!r}",
+                field="function",
+            )
         codec = result_of(function, result)
         async with self.claim(operation, key, payload_hash_of(payload)) as claim:
             if claim.replay is not None:
@@ -285,6 +290,7 @@ class StoredIdempotency:
 def _refuse_no_snapshot(snapshot: object) -> None:
     if not isinstance(snapshot, IdempotencySnapshot):
         raise ValidationError(
-            f"commit takes an IdempotencySnapshot, not {type(snapshot).__name__}",
+            "an answer is an IdempotencySnapshot(status_code, content_type, body), not "
+            f"{type(snapshot).__name__}",
             field="snapshot",
         )

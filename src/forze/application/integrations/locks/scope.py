@@ -52,6 +52,11 @@ class Scopes:
         self, key: str, *, wait: timedelta | None, heartbeat: bool, shared: bool = False
     ) -> Scope:
         """A block to be entered once."""
+        if not isinstance(heartbeat, bool):
+            raise ValidationError(
+                f"heartbeat is True or False, not {heartbeat!r}: its pace follows from the ttl",
+                field="heartbeat",
+            )
         return Scope(self, key, wait_seconds(wait), heartbeat=heartbeat, shared=shared)
 
     def quest(self, stored: StoredLock, key: str, *, shared: bool) -> Quest:
