@@ -13,6 +13,7 @@ from forze_redis.lifecycle import redis_lifecycle_step, routed_redis_lifecycle_s
 from forze_redis.module import RedisDepsModule
 from forze_redis.routed import RoutedRedisClient
 from forze_redis.wire.config import RedisConfig
+from forze_redis.wire.scripts import Script
 
 __all__ = [
     "RedisCacheConfig",
@@ -26,6 +27,7 @@ __all__ = [
     "RedisIdempotencyConfig",
     "RedisSearchSnapshotConfig",
     "RoutedRedisClient",
+    "Script",
     "acl_rules",
     "redis_lifecycle_step",
     "routed_redis_lifecycle_step",

@@ -90,6 +90,12 @@ class RedisDepsModule:
         rwlocks: Configs[RedisDistributedLockConfig] = None,
         name: str | None = None,
     ) -> None:
+        if not isinstance(client, RedisClient):
+            raise ConfigurationError(
+                f"RedisDepsModule: client is a RedisClient or RoutedRedisClient, not {client!r}; "
+                "the address belongs into redis_lifecycle_step(dsn=...)",
+                name="client",
+            )
         self._name = name
         self._client = client
         self._routed: dict[DepKey[Any], dict[str, Any]] = {}

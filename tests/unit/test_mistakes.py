@@ -31,6 +31,10 @@ WIRING: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: RedisDepsModule(client=RedisClient(), counters="a"),  # type: ignore[arg-type]
         r"counters={.*not 'a'",
     ),
+    "address-for-client": (
+        lambda: RedisDepsModule(client="redis://localhost"),  # type: ignore[arg-type]
+        r"redis_lifecycle_step\(dsn=",
+    ),
     "rules-of-a-client": (lambda: acl_rules(RedisClient()), "takes a RedisDepsModule"),  # type: ignore[arg-type]
     "context-for-ctx": (lambda: idempotent(IDEMPOTENCY, ctx=3, key="k"), "runtime.get_context"),  # type: ignore[arg-type]
     "name-for-payload": (
