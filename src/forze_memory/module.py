@@ -67,12 +67,12 @@ P = TypeVar("P")
 
 
 class MemoryDepsModule:
-    """Documents, transactions, caches and counters in process. The data lives in this object.
+    """Every port in process. The data lives in this object.
 
-    Left out, an argument answers every name; given (names, or configs
-    by name) they answer those. Two runtimes over one module share its data as two processes
-    share a server, on one event loop. ``clock`` (seconds, monotonic) is what cache entries
-    expire by.
+    Left out, an argument answers every name that no other module answers; given (names, or
+    configs by name) it answers those. Two runtimes over one module share its data as two
+    processes share a server, on one event loop. ``clock`` (seconds, monotonic) is what
+    entries, leases and records expire by.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class MemoryDepsModule:
         tx: Iterable[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._plain: dict[DepKey[Any], Any] = {}
+        self._fallback: dict[DepKey[Any], Any] = {}
         self._routed: dict[DepKey[Any], dict[str, Any]] = {}
         database = MemoryDatabase()
         self._server = server = MemoryCacheServer(clock)
@@ -138,7 +138,7 @@ class MemoryDepsModule:
         )
         self._add(ReadWriteLockDepKey, "rwlocks", MemoryResourceConfig, rwlocks, _rwlocks(clock))
         if tx is None:
-            self._plain[TransactionDepKey] = database
+            self._fallback[TransactionDepKey] = database
         else:
             self._routed[TransactionDepKey] = dict.fromkeys(
                 named(tx, "MemoryDepsModule tx"), database
@@ -146,7 +146,7 @@ class MemoryDepsModule:
 
     def __call__(self) -> Deps:
         """The dependencies."""
-        return Deps(plain=self._plain, routed=self._routed)
+        return Deps(fallback=self._fallback, routed=self._routed)
 
     def _add(
         self,
@@ -159,7 +159,7 @@ class MemoryDepsModule:
         """Register what ``make`` makes of each config, or of the default for every name."""
         configs = configured_all(cls, names, f"MemoryDepsModule {argument}")
         if configs is None:
-            self._plain[key] = _factory(make, cls())
+            self._fallback[key] = _factory(make, cls())
         else:
             self._routed[key] = {name: _factory(make, each) for name, each in configs.items()}
 

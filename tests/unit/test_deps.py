@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
+from forze.application.contracts.idempotency import IdempotencyDepKey
 from forze.application.execution import DepKey, Deps, DepsPlan, DepsRegistry
 from forze.errors import ConfigurationError
+from forze_memory import MemoryDepsModule
+from forze_redis import RedisClient, RedisDepsModule
 
 NUMBER: DepKey[int] = DepKey("number")
 TEXT: DepKey[str] = DepKey("text")
@@ -140,3 +143,20 @@ def test_a_module_must_return_deps() -> None:
     wrong: Any = dict
     with pytest.raises(ConfigurationError, match="returned dict, not Deps"):
         DepsPlan.from_modules(wrong).build()
+
+
+def test_a_fallback_yields_to_what_another_module_registers() -> None:
+    mine, theirs = Deps(fallback={NUMBER: 1}), Deps(plain={NUMBER: 2})
+    assert mine.exists(NUMBER, "any")
+    assert mine.provide(NUMBER) == 1
+    assert Deps.merge(mine, theirs).provide(NUMBER) == 2
+    assert Deps.merge(theirs, mine).provide(NUMBER, "any") == 2
+    assert Deps.merge(mine, Deps(routed={NUMBER: {"a": 3}})).provide(NUMBER, "a") == 3
+    with pytest.raises(ConfigurationError, match="registered twice: number"):
+        Deps.merge(mine, Deps(fallback={NUMBER: 4}))
+
+
+def test_one_config_for_every_name_stands_beside_the_memory_module() -> None:
+    redis = RedisDepsModule(client=RedisClient(), idempotency={"namespace": "app:once"})
+    deps = DepsPlan.from_modules(MemoryDepsModule(), redis).build()
+    assert deps.provide(IdempotencyDepKey, "payments") is redis().provide(IdempotencyDepKey)

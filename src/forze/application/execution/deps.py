@@ -21,17 +21,20 @@ DepsModule: TypeAlias = "Callable[[], Deps]"
 class Deps:
     """An immutable set of dependencies: plain ones by key, routed ones by key and name.
 
-    Asked with a route, a routed entry answers first and a plain one for every name left.
+    Asked with a route, a routed entry answers first and a plain one for every name left. A
+    ``fallback`` is a plain entry that yields to another module's.
     """
 
-    __slots__ = ("_plain", "_routed")
+    __slots__ = ("_fallback", "_plain", "_routed")
 
     def __init__(
         self,
         plain: Mapping[DepKey[Any], Any] | None = None,
         routed: Mapping[DepKey[Any], Mapping[str, Any]] | None = None,
+        fallback: Mapping[DepKey[Any], Any] | None = None,
     ) -> None:
         self._plain: dict[DepKey[Any], Any] = dict(plain or {})
+        self._fallback: dict[DepKey[Any], Any] = dict(fallback or {})
         self._routed: dict[DepKey[Any], dict[str, Any]] = {
             key: dict(routes) for key, routes in (routed or {}).items() if routes
         }
@@ -52,18 +55,22 @@ class Deps:
         merged = cls()
         conflicts: list[str] = []
         for part in parts:
-            for key, value in part._plain.items():
-                if key in merged._plain and merged._plain[key] is not value:
-                    conflicts.append(key.name)
-                merged._plain[key] = value
+            for known, entries in (
+                (merged._plain, part._plain),
+                (merged._fallback, part._fallback),
+            ):
+                conflicts.extend(
+                    key.name for key, value in entries.items() if known.get(key, value) is not value
+                )
+                known.update(entries)
             for key, routes in part._routed.items():
-                known = merged._routed.setdefault(key, {})
+                named = merged._routed.setdefault(key, {})
                 conflicts.extend(
                     f"{key.name}[{route}]"
                     for route, value in routes.items()
-                    if route in known and known[route] is not value
+                    if named.get(route, value) is not value
                 )
-                known.update(routes)
+                named.update(routes)
         if conflicts:
             raise ConfigurationError(
                 f"registered twice: {', '.join(sorted(conflicts))}; "
@@ -75,17 +82,19 @@ class Deps:
 
     def exists(self, key: DepKey[Any], route: str | None = None) -> bool:
         """Whether :meth:`provide` would find something."""
-        return (route is not None and route in self._routed.get(key, ())) or key in self._plain
+        routes = self._routed.get(key, ())
+        return (route is not None and route in routes) or key in self._plain | self._fallback
 
     def provide(self, key: DepKey[T], route: str | None = None) -> T:
         """What is registered; raises ``ConfigurationError`` with the names that are."""
         routes = self._routed.get(key, {})
         if route is not None and route in routes:
             return routes[route]  # type: ignore[no-any-return]
-        if key in self._plain:
-            return self._plain[key]  # type: ignore[no-any-return]
+        for entries in (self._plain, self._fallback):
+            if key in entries:
+                return entries[key]  # type: ignore[no-any-return]
         if route is None:
-            known = sorted({each.name for each in (*self._plain, *self._routed)})
+            known = sorted({each.name for each in (*self._plain, *self._fallback, *self._routed)})
             raise ConfigurationError(
                 f"no {key.name} is registered; registered are: {', '.join(known) or 'none'}",
                 name=key.name,
