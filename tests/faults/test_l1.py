@@ -136,11 +136,11 @@ async def test_an_own_write_past_a_flight_under_way(
         fill = b.proxy.hold_request(script(scripts.FILL))
         filling = asyncio.create_task(b.price(product))
         await fill.seen()
+        await database.execute("UPDATE products SET price = 2, rev = 2")
         waiting_on_b = asyncio.create_task(a.price(product))
         await asyncio.sleep(0.02)
         coordinator = a.query._coordinator
         assert coordinator is not None
-        await database.execute("UPDATE products SET price = 2, rev = 2")
         coordinator.outlet.journal.owe_namespace(coordinator.outlet.pointers.namespace())
         fill.release()
         assert await filling == 1, "B stored the old value"
