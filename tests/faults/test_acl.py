@@ -29,6 +29,7 @@ from forze.application.execution import (
     ExecutionRuntime,
     LifecyclePlan,
 )
+from forze.application.integrations.keys import encode_part
 from forze.errors import ConfigurationError
 from forze.testing.cluster import ValkeyCluster
 from forze.testing.proxy import RespProxy
@@ -230,6 +231,9 @@ async def test_a_tenants_user_may_do_everything_for_that_tenant(
     async with running(own_redis_server, user(own_redis_server, *rules)) as ctx:
         with ctx.bind_tenant(TENANT):
             await use_everything(ctx)
+    kept = [key.decode().split("/") for key in ask(own_redis_server, "KEYS", "*")]
+    assert len(kept) > 8
+    assert all(any(part.startswith(encode_part(TENANT)) for part in key) for key in kept)
 
 
 async def test_a_tenants_user_reaches_no_other(own_redis_server: RespServer) -> None:

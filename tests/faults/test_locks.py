@@ -160,7 +160,9 @@ async def test_a_release_that_was_not_executed_is_repeated(
     await hold.seen()
     proxy.cut()
     await task
+    await until(lambda: calls(proxy, script(dlock.RELEASE)) == 2)
     await until(lambda: ask(valkey, "EXISTS", "test:jobs/k") == 0)
+    assert await ctx.dlock(LOCK).acquire("k", "next") is not None
 
 
 # -- what may be believed ----------------------------------------------------------
@@ -316,7 +318,7 @@ async def test_tokens_rise_through_a_failover_that_lost_the_last_grants() -> Non
             ask(replica, "REPLICAOF", "127.0.0.1", primary.port)
             async with ctx.dlock_scope(LOCK).scope("k"):
                 pass
-            await until(lambda: ask(replica, "EXISTS", "test:jobs/k:fence") == 1)
+            await until(lambda: ask(replica, "KEYS", "*") == [b"test:jobs/k:fence"])
             ask(replica, "REPLICAOF", "NO", "ONE")
             tokens = []
             for _ in range(5):
@@ -364,7 +366,9 @@ async def test_a_release_before_anybody_listens_is_seen(one: Process, other: Pro
     await holder.leave()
     hold.release()
     async with asyncio.timeout(0.2):
-        await waiter.entered()
+        lock = await waiter.entered()
+    assert holder.lock is not None
+    assert lock.token > holder.lock.token
     await waiter.leave()
 
 
@@ -381,7 +385,9 @@ async def test_a_call_that_was_lost_with_its_connection(
     proxy.cut()
     await holder.leave()
     await proxy.accept()
-    await waiter.entered()
+    lock = await waiter.entered()
+    assert holder.lock is not None
+    assert lock.token > holder.lock.token
     await waiter.leave()
 
 

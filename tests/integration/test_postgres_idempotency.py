@@ -11,7 +11,13 @@ import pytest
 from forze.application.contracts.idempotency import IdempotencySnapshot, IdempotencySpec
 from forze.application.execution import DepsPlan, ExecutionContext, ExecutionRuntime, LifecyclePlan
 from forze.application.integrations.idempotency import record as transitions
-from forze.application.integrations.idempotency.record import Busy, Granted, Record
+from forze.application.integrations.idempotency.record import (
+    Busy,
+    Completed,
+    Granted,
+    Mismatched,
+    Record,
+)
 from forze.errors import ConfigurationError
 from forze_postgres import (
     PostgresClient,
@@ -67,16 +73,19 @@ async def test_statements_carry_out_the_transitions(postgres_dsn: str) -> None:
     client = PostgresClient()
     async with runtime(postgres_dsn, client).scope() as ctx:
         store = PostgresIdempotencyStore(client, SPEC, PostgresIdempotencyConfig(table=TABLE), ctx)
+        seen: set[type] = set()
         for seed in range(6):
             await beside.execute("DELETE FROM idempotency")
-            await _walk(store, beside, random.Random(seed))
+            seen |= await _walk(store, beside, random.Random(seed))
     await beside.close()
+    assert seen == {Granted, Busy, Mismatched, Completed}, "the walks came by every kind of answer"
 
 
 async def _walk(
     store: PostgresIdempotencyStore, beside: asyncpg.Connection[asyncpg.Record], dice: random.Random
-) -> None:
+) -> set[type]:
     record: Record | None = None
+    seen: set[type] = set()
     now, lease_ms = 0, LEASE // timedelta(milliseconds=1)
     for _ in range(60):
         owner, generation = dice.choice("ab"), dice.randint(0, 3)
@@ -88,6 +97,7 @@ async def _walk(
                 record, expected = transitions.claim(record, owner, payload, lease_ms, now)
                 answer = await store.claim("r", owner, payload, LEASE, TTL)
                 assert type(answer) is type(expected)
+                seen.add(type(answer))
                 if isinstance(expected, Granted):
                     assert answer == expected
                 elif isinstance(expected, Busy):
@@ -108,6 +118,7 @@ async def _walk(
                 await beside.execute(
                     "UPDATE idempotency SET lease_until = lease_until - interval '35 s'"
                 )
+    return seen
 
 
 async def test_a_context_is_what_it_takes(postgres_dsn: str) -> None:

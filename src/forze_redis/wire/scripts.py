@@ -70,7 +70,7 @@ def in_full(packed: bytes) -> bytes | None:
 def pack(*args: str | bytes | int | float) -> bytes:
     """A command as the server reads it; a ``ValidationError`` for what cannot be an argument."""
     try:
-        packed: bytes = hiredis.pack_command(args)  # type: ignore[arg-type] # its stub says one-tuple
+        packed: bytes = hiredis.pack_command(args)  # type: ignore[arg-type] # typed as a 1-tuple
     except TypeError as error:
         given: tuple[object, ...] = args
         wrong = [each for each in given if not isinstance(each, str | bytes | int | float)]

@@ -82,8 +82,9 @@ class Deps:
 
     def exists(self, key: DepKey[Any], route: str | None = None) -> bool:
         """Whether :meth:`provide` would find something."""
-        routes = self._routed.get(key, ())
-        return (route is not None and route in routes) or key in self._plain | self._fallback
+        if route is not None and route in self._routed.get(key, ()):
+            return True
+        return key in self._plain or key in self._fallback
 
     def provide(self, key: DepKey[T], route: str | None = None) -> T:
         """What is registered; raises ``ConfigurationError`` with the names that are."""
