@@ -1,0 +1,1 @@
+"""forze in a FastAPI application: lifespan, document endpoints, idempotency, limits, caching."""
