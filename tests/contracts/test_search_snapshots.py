@@ -14,12 +14,14 @@ from tests.contracts.resources import CountedClient, keys_on, pass_time_on, reso
 from forze.application.execution import DepsPlan, ExecutionRuntime, LifecyclePlan
 from forze.errors import ConfigurationError
 from forze.testing.batteries.search_snapshots import (
-    OWNED_FROZEN_ITEMS,
     CursorBehaviour,
     SnapshotBehaviour,
     SnapshotFailures,
     SnapshotLeg,
     SnapshotOutage,
+)
+from forze.testing.batteries.snapshot_searches import (
+    OWNED_FROZEN_ITEMS,
     SnapshotSearchBehaviour,
     SnapshotSearchFailures,
     SnapshotSearchLeg,

@@ -37,15 +37,17 @@ from forze.testing.batteries.search_snapshots import (
     SnapshotFailures,
     SnapshotLeg,
     SnapshotOutage,
-    SnapshotSearchBehaviour,
-    SnapshotSearchFailures,
-    SnapshotSearchLeg,
 )
 from forze.testing.batteries.shared_locks import (
     ReadWriteLockBehaviour,
     ReadWriteLockFailures,
     SemaphoreBehaviour,
     SemaphoreFailures,
+)
+from forze.testing.batteries.snapshot_searches import (
+    SnapshotSearchBehaviour,
+    SnapshotSearchFailures,
+    SnapshotSearchLeg,
 )
 from forze.testing.batteries.stores import StoreBehaviour, StoreFailures
 from forze.testing.batteries.transactions import TransactionBehaviour, TransactionFailures
