@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, TypeVar
 
-from forze.application.contracts.cache import CacheDepKey, CachePort, CacheSpec
-from forze.application.contracts.counter import CounterDepKey, CounterPort, CounterSpec
+from forze.application.contracts.cache import CacheDepKey
+from forze.application.contracts.counter import CounterDepKey
 from forze.application.contracts.deps import DepKey, Factory, Resolver
 from forze.application.contracts.dlock import (
     DistributedLockDepKey,
@@ -21,19 +22,13 @@ from forze.application.contracts.dlock import (
     SemaphoreSpec,
 )
 from forze.application.contracts.document import (
-    DocumentSpec,
-    DocumentStore,
     DocumentStoreDepKey,
 )
 from forze.application.contracts.idempotency import (
     IdempotencyDepKey,
-    IdempotencyPort,
-    IdempotencySpec,
 )
 from forze.application.contracts.search import (
     SearchResultSnapshotDepKey,
-    SearchResultSnapshotPort,
-    SearchResultSnapshotSpec,
 )
 from forze.application.contracts.transaction import TransactionDepKey
 from forze.application.execution.deps import Deps
@@ -94,49 +89,35 @@ class MemoryDepsModule:
         database = MemoryDatabase()
         self._server = server = MemoryCacheServer(clock)
 
-        def document(
-            config: MemoryDocumentConfig, spec: DocumentSpec[Any, Any, Any], _: Resolver
-        ) -> DocumentStore[Any]:
-            return MemoryDocumentStore(database, spec, config)
-
-        def cache(config: MemoryCacheConfig, spec: CacheSpec, ctx: Resolver) -> CachePort:
-            return MemoryCache(server, spec, config, ctx)
-
-        counts = MemoryCounterServer(clock)
-
-        def counter(config: MemoryResourceConfig, spec: CounterSpec, ctx: Resolver) -> CounterPort:
-            return MemoryCounter(counts, spec, config, ctx)
-
-        records = MemoryIdempotencyServer(clock)
-
-        def once(
-            config: MemoryResourceConfig, spec: IdempotencySpec, ctx: Resolver
-        ) -> IdempotencyPort:
-            return MemoryIdempotency(records, spec, config, ctx)
-
+        counts, records = MemoryCounterServer(clock), MemoryIdempotencyServer(clock)
         snapshots = MemorySnapshotServer(clock)
-
-        def search_snapshot(
-            config: MemoryResourceConfig, spec: SearchResultSnapshotSpec, _: Resolver
-        ) -> SearchResultSnapshotPort:
-            return MemorySearchSnapshot(snapshots, spec, config)
-
-        self._add(DocumentStoreDepKey, "documents", MemoryDocumentConfig, documents, document)
-        self._add(CacheDepKey, "caches", MemoryCacheConfig, caches, cache)
-        self._add(CounterDepKey, "counters", MemoryResourceConfig, counters, counter)
-        self._add(IdempotencyDepKey, "idempotency", MemoryResourceConfig, idempotency, once)
+        resource = MemoryResourceConfig
+        self._add(
+            DocumentStoreDepKey,
+            "documents",
+            MemoryDocumentConfig,
+            documents,
+            lambda spec, config, _: MemoryDocumentStore(database, spec, config),
+        )
+        self._add(CacheDepKey, "caches", MemoryCacheConfig, caches, partial(MemoryCache, server))
+        self._add(CounterDepKey, "counters", resource, counters, partial(MemoryCounter, counts))
+        self._add(
+            IdempotencyDepKey,
+            "idempotency",
+            resource,
+            idempotency,
+            partial(MemoryIdempotency, records),
+        )
         self._add(
             SearchResultSnapshotDepKey,
             "search_snapshots",
-            MemoryResourceConfig,
+            resource,
             search_snapshots,
-            search_snapshot,
+            lambda spec, config, _: MemorySearchSnapshot(snapshots, spec, config),
         )
-        self._add(DistributedLockDepKey, "dlocks", MemoryResourceConfig, dlocks, _dlocks(clock))
-        self._add(
-            SemaphoreDepKey, "semaphores", MemoryResourceConfig, semaphores, _semaphores(clock)
-        )
-        self._add(ReadWriteLockDepKey, "rwlocks", MemoryResourceConfig, rwlocks, _rwlocks(clock))
+        self._add(DistributedLockDepKey, "dlocks", resource, dlocks, _dlocks(clock))
+        self._add(SemaphoreDepKey, "semaphores", resource, semaphores, _semaphores(clock))
+        self._add(ReadWriteLockDepKey, "rwlocks", resource, rwlocks, _rwlocks(clock))
         if tx is None:
             self._fallback[TransactionDepKey] = database
         else:
@@ -154,7 +135,7 @@ class MemoryDepsModule:
         argument: str,
         cls: type[K],
         names: Names[K],
-        make: Callable[[K, S, Resolver], P],
+        make: Callable[[S, K, Resolver], P],
     ) -> None:
         """Register what ``make`` makes of each config, or of the default for every name."""
         configs = configured_all(cls, names, f"MemoryDepsModule {argument}")
@@ -164,17 +145,17 @@ class MemoryDepsModule:
             self._routed[key] = {name: _factory(make, each) for name, each in configs.items()}
 
 
-def _factory(make: Callable[[K, S, Resolver], P], config: K) -> Factory[S, P]:
-    return lambda ctx, spec: make(config, spec, ctx)
+def _factory(make: Callable[[S, K, Resolver], P], config: K) -> Factory[S, P]:
+    return lambda ctx, spec: make(spec, config, ctx)
 
 
 def _dlocks(
     clock: Callable[[], float],
-) -> Callable[[MemoryResourceConfig, DistributedLockSpec, Resolver], DistributedLockPort]:
+) -> Callable[[DistributedLockSpec, MemoryResourceConfig, Resolver], DistributedLockPort]:
     server = MemoryLockServer(clock, LockState)
 
     def make(
-        config: MemoryResourceConfig, spec: DistributedLockSpec, ctx: Resolver
+        spec: DistributedLockSpec, config: MemoryResourceConfig, ctx: Resolver
     ) -> DistributedLockPort:
         resource = f"lock {spec.name!r}"
         locks = MemoryLocks(server, config, spec.name, resource=resource, ttl=spec.ttl)
@@ -185,10 +166,10 @@ def _dlocks(
 
 def _semaphores(
     clock: Callable[[], float],
-) -> Callable[[MemoryResourceConfig, SemaphoreSpec, Resolver], SemaphorePort]:
+) -> Callable[[SemaphoreSpec, MemoryResourceConfig, Resolver], SemaphorePort]:
     server = MemoryLockServer(clock, SemaphoreState)
 
-    def make(config: MemoryResourceConfig, spec: SemaphoreSpec, ctx: Resolver) -> SemaphorePort:
+    def make(spec: SemaphoreSpec, config: MemoryResourceConfig, ctx: Resolver) -> SemaphorePort:
         return Semaphores(MemorySemaphores(server, config, spec), spec, ctx)
 
     return make
@@ -196,11 +177,11 @@ def _semaphores(
 
 def _rwlocks(
     clock: Callable[[], float],
-) -> Callable[[MemoryResourceConfig, ReadWriteLockSpec, Resolver], ReadWriteLockPort]:
+) -> Callable[[ReadWriteLockSpec, MemoryResourceConfig, Resolver], ReadWriteLockPort]:
     server = MemoryLockServer(clock, LockState)
 
     def make(
-        config: MemoryResourceConfig, spec: ReadWriteLockSpec, ctx: Resolver
+        spec: ReadWriteLockSpec, config: MemoryResourceConfig, ctx: Resolver
     ) -> ReadWriteLockPort:
         resource = f"read/write lock {spec.name!r}"
         locks = MemoryLocks(server, config, spec.name, resource=resource, ttl=spec.ttl)

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias, TypeGuard, TypeVar
 
 from forze.application.contracts.cache import CacheDepKey, CachePort, CacheSpec
 from forze.application.contracts.configs import configured
-from forze.application.contracts.counter import CounterDepKey, CounterPort, CounterSpec
+from forze.application.contracts.counter import CounterDepKey
 from forze.application.contracts.deps import DepKey, Factory, Named, Resolver
 from forze.application.contracts.dlock import (
     DistributedLockDepKey,
@@ -22,13 +22,9 @@ from forze.application.contracts.dlock import (
 )
 from forze.application.contracts.idempotency import (
     IdempotencyDepKey,
-    IdempotencyPort,
-    IdempotencySpec,
 )
 from forze.application.contracts.search import (
     SearchResultSnapshotDepKey,
-    SearchResultSnapshotPort,
-    SearchResultSnapshotSpec,
 )
 from forze.application.execution.deps import Deps
 from forze.application.integrations.keys import encode_part
@@ -103,16 +99,16 @@ class RedisDepsModule:
         self.configs: list[ResourceConfig] = []
         """Those of all its resources."""
         self._add(CacheDepKey, "caches", RedisCacheConfig, caches, _cache)
-        self._add(CounterDepKey, "counters", RedisCounterConfig, counters, _counter)
+        self._add(CounterDepKey, "counters", RedisCounterConfig, counters, RedisCounter)
         self._add_one_or_several(
-            IdempotencyDepKey, "idempotency", RedisIdempotencyConfig, idempotency, _idempotency
+            IdempotencyDepKey, "idempotency", RedisIdempotencyConfig, idempotency, RedisIdempotency
         )
         self._add(
             SearchResultSnapshotDepKey,
             "search_snapshots",
             RedisSearchSnapshotConfig,
             search_snapshots,
-            _search_snapshot,
+            lambda client, spec, config, _: RedisSearchSnapshot(client, spec, config),
         )
         locks = RedisDistributedLockConfig
         self._add(DistributedLockDepKey, "dlocks", locks, dlocks, _dlock)
@@ -134,7 +130,7 @@ class RedisDepsModule:
         argument: str,
         cls: type[K],
         configs: Configs[K],
-        make: Callable[[RedisClient, K, S, Resolver], P],
+        make: Callable[[RedisClient, S, K, Resolver], P],
     ) -> None:
         """Register what ``make`` makes of each config, under its name."""
         if not isinstance(configs, Mapping | None):
@@ -156,7 +152,7 @@ class RedisDepsModule:
         argument: str,
         cls: type[K],
         configs: OneOrConfigs[K],
-        make: Callable[[RedisClient, K, S, Resolver], P],
+        make: Callable[[RedisClient, S, K, Resolver], P],
     ) -> None:
         """:meth:`_add`, or register what ``make`` makes of one config for every name."""
         if configs is None or _by_name(configs):
@@ -166,14 +162,14 @@ class RedisDepsModule:
             self._plain[key] = self._factory(make, config)
 
     def _factory(
-        self, make: Callable[[RedisClient, K, S, Resolver], P], config: K
+        self, make: Callable[[RedisClient, S, K, Resolver], P], config: K
     ) -> Factory[S, P]:
         self.configs.append(config)
-        return lambda ctx, spec: make(self._client, config, spec, ctx)
+        return lambda ctx, spec: make(self._client, spec, config, ctx)
 
 
 def _cache(
-    client: RedisClient, config: RedisCacheConfig, spec: CacheSpec, ctx: Resolver
+    client: RedisClient, spec: CacheSpec, config: RedisCacheConfig, ctx: Resolver
 ) -> CachePort:
     if isinstance(client, RoutedRedisClient):
         return RoutedCache(client, spec, config, ctx)
@@ -183,22 +179,10 @@ def _cache(
     return RedisCache(client, spec, config, ctx)
 
 
-def _counter(
-    client: RedisClient, config: RedisCounterConfig, spec: CounterSpec, ctx: Resolver
-) -> CounterPort:
-    return RedisCounter(client, spec, config, ctx)
-
-
-def _idempotency(
-    client: RedisClient, config: RedisIdempotencyConfig, spec: IdempotencySpec, ctx: Resolver
-) -> IdempotencyPort:
-    return RedisIdempotency(client, spec, config, ctx)
-
-
 def _dlock(
     client: RedisClient,
-    config: RedisDistributedLockConfig,
     spec: DistributedLockSpec,
+    config: RedisDistributedLockConfig,
     ctx: Resolver,
 ) -> DistributedLockPort:
     locks = RedisLocks(client, config, resource=f"lock {spec.name!r}", ttl=spec.ttl)
@@ -206,15 +190,15 @@ def _dlock(
 
 
 def _semaphore(
-    client: RedisClient, config: RedisDistributedLockConfig, spec: SemaphoreSpec, ctx: Resolver
+    client: RedisClient, spec: SemaphoreSpec, config: RedisDistributedLockConfig, ctx: Resolver
 ) -> SemaphorePort:
     return Semaphores(RedisSemaphores(client, config, spec), spec, ctx)
 
 
 def _rwlock(
     client: RedisClient,
-    config: RedisDistributedLockConfig,
     spec: ReadWriteLockSpec,
+    config: RedisDistributedLockConfig,
     ctx: Resolver,
 ) -> ReadWriteLockPort:
     locks = RedisLocks(client, config, resource=f"read/write lock {spec.name!r}", ttl=spec.ttl)
@@ -228,12 +212,3 @@ def _by_name(
     return isinstance(configs, Mapping) and (
         "namespace" not in configs or isinstance(configs["namespace"], ResourceConfig | Mapping)
     )
-
-
-def _search_snapshot(
-    client: RedisClient,
-    config: RedisSearchSnapshotConfig,
-    spec: SearchResultSnapshotSpec,
-    _: Resolver,
-) -> SearchResultSnapshotPort:
-    return RedisSearchSnapshot(client, spec, config)
