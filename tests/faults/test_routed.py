@@ -27,6 +27,7 @@ from forze.testing.proxy import RespProxy, command
 from forze.testing.servers import RedisServer, RespServer, ValkeyServer
 from forze_redis import RedisClient, RedisConfig, RoutedRedisClient
 from forze_redis.routed import Endpoints
+from forze_redis.routed.seats import Seat
 
 BUDGET_SECONDS = 0.25
 
@@ -520,6 +521,37 @@ async def test_rotation_under_load_fails_no_call(
         assert len({*clients, client.clients["a"]}) == 9
         await until(lambda: not any(each.connected for each in clients))
         assert connections(server) <= 1 + 9, "of the newest client only"
+
+
+async def test_a_call_outlives_a_password_replaced_again_while_it_is_renewed(
+    servers: list[ValkeyServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, words = servers[0], iter(["second", "third"])
+    password = "first"
+
+    def replace() -> None:
+        nonlocal password
+        password = next(words)
+        ask(server, "ACL", "SETUSER", "app", "reset", "on", f">{password}", "~*", "&*", "+@all")
+
+    ask(server, "ACL", "SETUSER", "app", "reset", "on", f">{password}", "~*", "&*", "+@all")
+    async with routed(lambda _: f"redis://app:{password}@127.0.0.1:{server.port}/0") as client:
+        with client.route("a"):
+            assert await client.call("PING") == b"PONG"
+            renew = client.routes.rotations.renew
+            replaced = 0
+
+            async def renewed_too_late(seat: Seat) -> None:
+                nonlocal replaced
+                await renew(seat)
+                replaced += 1
+                if replaced == 1:
+                    replace()
+
+            monkeypatch.setattr(client.routes.rotations, "renew", renewed_too_late)
+            replace()
+            assert await client.call_large("PING") == b"PONG"
+            assert replaced == 2
 
 
 async def test_a_hold_outlives_a_rotation(

@@ -211,9 +211,7 @@ async def test_a_silent_server_costs_the_connect_timeout(valkey: ValkeyServer) -
 
 
 async def test_health_never_raises_and_sees_trouble(own_valkey: ValkeyServer) -> None:
-    config = RedisConfig(socket_timeout=0.05)
-    async with await RedisClient().connect(own_valkey.dsn, config) as client:
-        assert await client.call("PING") == b"PONG"  # not silent for long enough to be given up
+    async with await RedisClient().connect(own_valkey.dsn) as client:
         own_valkey.pause()
         health = await client.health()
         assert not health.ok

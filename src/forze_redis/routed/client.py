@@ -17,7 +17,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from contextvars import ContextVar
 from datetime import timedelta
 from time import monotonic
@@ -335,7 +340,7 @@ class RoutedRedisClient(RedisClient):
         return sending
 
     async def _when_open(self, seat: Seat, send: Send, budget: float | None) -> Reply:
-        """Send once the seat is open, and once more where its password had to be renewed.
+        """Send once the seat is open, and again for as often as its password is replaced.
 
         ``budget`` in seconds; None is the cache path's, which knows how long others waited.
         """
@@ -343,15 +348,17 @@ class RoutedRedisClient(RedisClient):
         until = now + (self._cache_timeout if budget is None else budget)
         open_by = until if budget is not None else seat.asked_at + self._cache_timeout
         await seat.opened(open_by - now)
-        if not self._renewable(seat):
-            try:
-                return await send(seat.client, until - monotonic())
-            except ConfigurationError as error:  # there was no connection to send it on
-                if not self._routes.rotations.renews(seat, error):
-                    raise
-        await self._renewed(seat, until)
-        async with Hold(self._routes, seat.route, until - monotonic()) as newer:
-            return await send(newer.client, until - monotonic())
+        async with AsyncExitStack() as holds:
+            while True:
+                if not self._renewable(seat):
+                    try:
+                        return await send(seat.client, until - monotonic())
+                    except ConfigurationError as error:  # there was no connection to send it on
+                        if not self._routes.rotations.renews(seat, error):
+                            raise
+                await self._renewed(seat, until)
+                newer = Hold(self._routes, seat.route, until - monotonic())
+                seat = await holds.enter_async_context(newer)
 
     async def _renewed(self, seat: Seat, until: float) -> None:
         try:
