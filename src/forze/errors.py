@@ -17,6 +17,9 @@
     ├── IdempotencyMismatch         the key was used with another payload
     ├── TenantRequired              a tenant-aware resource used with no tenant bound
     ├── Throttled                   try again after ``retry_after``
+    ├── CircuitOpen                 what is called failed too often; not called for a while
+    ├── BulkheadFull                too many calls of its kind are under way in this process
+    ├── CallTimeout                 a call took longer than its policy allows
     └── BackendError                a server behind us
         ├── BackendTimeout          it did not answer in time
         ├── BackendUnavailable      it cannot be reached, or refuses work
@@ -229,6 +232,88 @@ class Throttled(ForzeError):
     def __init__(self, message: str, *, retry_after: timedelta) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class CircuitOpen(ForzeError):
+    """A circuit breaker let the call not through: nothing was called.
+
+    ``retry_after`` is how long at least it will be; None where it was opened by hand.
+    """
+
+    retryable = True
+
+    def __init__(
+        self, *, policy: str, route: str | None = None, retry_after: timedelta | None = None
+    ) -> None:
+        wait = (
+            "it was opened by hand and stays so until it is closed by hand"
+            if retry_after is None
+            else f"the next is let through in {retry_after.total_seconds():.3g} s at the earliest"
+        )
+        super().__init__(
+            f"the circuit of {_policy_text(policy, route)} is open, the call was not made; {wait}"
+        )
+        self.policy = policy
+        self.route = route
+        self.retry_after = retry_after
+
+
+class BulkheadFull(ForzeError):
+    """So many calls of this policy are under way in this process that this one was not made."""
+
+    retryable = True
+
+    def __init__(
+        self,
+        *,
+        policy: str,
+        route: str | None = None,
+        max_concurrent: int,
+        waited: timedelta = timedelta(0),
+    ) -> None:
+        after = f" for {waited.total_seconds():.3g} s" if waited else " and the queue is full"
+        super().__init__(
+            f"{max_concurrent} calls of {_policy_text(policy, route)} are under way in this "
+            f"process{after}, this one was not made; come again when some have ended, or raise "
+            "max_concurrent or max_queue"
+        )
+        self.policy = policy
+        self.route = route
+        self.max_concurrent = max_concurrent
+        self.waited = waited
+
+
+class CallTimeout(ForzeError):
+    """A call took longer than its policy allows and was cancelled; what it did is unknown.
+
+    ``timeout`` is what it had. ``at_deadline``: less than the policy's, since the deadline bound
+    to the task came first.
+    """
+
+    retryable = True
+
+    def __init__(
+        self,
+        *,
+        policy: str,
+        route: str | None = None,
+        timeout: timedelta,
+        at_deadline: bool = False,
+    ) -> None:
+        when = "at the deadline bound to the task" if at_deadline else "by its timeout"
+        super().__init__(
+            f"a call of {_policy_text(policy, route)} was cancelled {when}, after "
+            f"{timeout.total_seconds():.3g} s; whether it took effect is unknown: look before "
+            "repeating it, or set retry_unknown=True where it may be repeated"
+        )
+        self.policy = policy
+        self.route = route
+        self.timeout = timeout
+        self.at_deadline = at_deadline
+
+
+def _policy_text(policy: str, route: str | None) -> str:
+    return f"policy {policy!r}" if route is None else f"policy {policy!r}, route {route!r}"
 
 
 class BackendError(ForzeError):

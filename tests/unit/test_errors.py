@@ -14,6 +14,9 @@ from forze.errors import (
     BackendError,
     BackendTimeout,
     BackendUnavailable,
+    BulkheadFull,
+    CallTimeout,
+    CircuitOpen,
     ConfigurationError,
     ConflictError,
     FencedOut,
@@ -46,6 +49,9 @@ EVERY: list[ForzeError] = [
     LockLost("lapsed", resource="lock 'jobs'", key="a"),
     TenantRequired("cache 'a'"),
     Throttled("too many", retry_after=timedelta(seconds=2)),
+    CircuitOpen(policy="payments", route="eu", retry_after=timedelta(seconds=2)),
+    BulkheadFull(policy="payments", max_concurrent=4, waited=timedelta(seconds=1)),
+    CallTimeout(policy="payments", timeout=timedelta(seconds=2)),
     BackendTimeout("no answer", backend="redis", outcome="unknown"),
     BackendUnavailable("down", backend="redis", committed=True),
     BackendCorrupt("not JSON", backend="cache"),
@@ -116,6 +122,23 @@ def test_texts_say_what_where_and_what_to_do() -> None:
         assert word in str(tenant)
 
 
+def test_a_refusal_says_until_when_and_a_timeout_what_it_leaves_open() -> None:
+    soon = CircuitOpen(policy="payments", route="eu", retry_after=timedelta(seconds=2.5))
+    for word in ("payments", "eu", "not made", "2.5 s"):
+        assert word in str(soon)
+    assert "by hand" in str(CircuitOpen(policy="payments"))
+    assert "queue is full" in str(BulkheadFull(policy="payments", max_concurrent=4))
+    waited = BulkheadFull(policy="payments", max_concurrent=4, waited=timedelta(seconds=1))
+    for word in ("4 calls", "for 1 s", "max_concurrent"):
+        assert word in str(waited)
+    late = CallTimeout(policy="payments", timeout=timedelta(seconds=2))
+    for word in ("payments", "2 s", "unknown", "retry_unknown"):
+        assert word in str(late)
+    assert "deadline" in str(
+        CallTimeout(policy="payments", timeout=timedelta(seconds=2), at_deadline=True)
+    )
+
+
 def test_what_they_carry() -> None:
     assert ConfigurationError("m", name="a", known={"c", "b"}).known == ("b", "c")
     assert NotFoundError("m", resource="r", ids=[1]).ids == ("1",)
@@ -127,6 +150,9 @@ def test_what_they_carry() -> None:
 def test_what_can_be_retried_unchanged() -> None:
     assert {type(error).__name__ for error in EVERY if error.retryable} == {
         "Throttled",
+        "CircuitOpen",
+        "BulkheadFull",
+        "CallTimeout",
         "LockNotAcquired",
         "LockLost",
         "IdempotencyInProgress",

@@ -11,11 +11,12 @@ from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from contextvars import Context
 from datetime import timedelta
-from typing import Any, TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from forze.application.contracts import tenancy
-from forze.application.contracts.cache import CacheDepKey, CachePort, CacheSpec
+from forze.application.contracts.cache import CACHED, CacheDepKey, CachePort, CacheSpec
 from forze.application.contracts.counter import CounterDepKey, CounterPort, CounterSpec
 from forze.application.contracts.deps import DepKey, Factory, Named, Verified
 from forze.application.contracts.dlock import (
@@ -50,9 +51,13 @@ from forze.application.contracts.transaction import (
 from forze.application.execution.background import Background
 from forze.application.execution.deps import Deps
 from forze.application.execution.transaction import transaction_scope
+from forze.application.integrations.cached.ports import FunctionCaches
 from forze.application.integrations.document.l1.store import L1Stats
 from forze.application.integrations.document.ports import DocumentPorts
 from forze.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from forze.application.contracts.resilience import ResiliencePort
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Named)
@@ -71,6 +76,7 @@ class ExecutionContext:
         self._background = Background()
         self._ports: dict[tuple[DepKey[Any], str], tuple[Any, Any]] = {}
         self.document = DocumentPorts(self, self.cache, self.search_snapshot, self._transact)
+        self.functions = FunctionCaches(self, self.cache)
         self.doc_query = self.document.query
         self.doc_command = self.document.command
         self._bind: dict[type, Callable[[Any], object]] = {
@@ -94,6 +100,14 @@ class ExecutionContext:
                 "add cache=CacheSpec(name=...) to it"
             )
         return self._port(CacheDepKey, CacheSpec, spec)
+
+    async def invalidate_tags(self, *tags: str, cache: CacheSpec = CACHED) -> None:
+        """Invalidate every cached call in ``cache`` that carries one of these tags.
+
+        Once it has returned, no value whose load began before is served. In a transaction it
+        takes effect at commit. One round trip.
+        """
+        await self.cache(cache).invalidate_tags(*tags)
 
     def counter(self, spec: CounterSpec) -> CounterPort:
         """The counters registered under ``spec.name``."""
@@ -122,6 +136,19 @@ class ExecutionContext:
     def search_snapshot(self, spec: SearchResultSnapshotSpec) -> SearchResultSnapshotPort:
         """The search-result snapshots registered under ``spec.name``."""
         return self._port(SearchResultSnapshotDepKey, SearchResultSnapshotSpec, spec)
+
+    @cached_property
+    def resilience(self) -> ResiliencePort:
+        """Runs calls under the policies that ``ResilienceDepsModule`` registered."""
+        from forze.application.contracts.resilience import ResilienceDepKey
+
+        if not self.exists(ResilienceDepKey):
+            raise ConfigurationError(
+                "no policies are registered; add ResilienceDepsModule(policies={...}) to the "
+                "modules of the runtime",
+                name=ResilienceDepKey.name,
+            )
+        return self.provide(ResilienceDepKey)(self)
 
     def transaction(
         self,
@@ -160,8 +187,8 @@ class ExecutionContext:
         return transaction_scope(self, route, manager)
 
     def l1_stats(self) -> dict[str, L1Stats]:
-        """Counts of every in-process tier, by the name of its ``DocumentSpec``."""
-        return self.document.l1_stats()
+        """Counts of every in-process tier, by the name of its ``DocumentSpec`` or function."""
+        return self.document.l1_stats() | self.functions.l1_stats()
 
     # -- per request ---------------------------------------------------------
 
@@ -186,6 +213,14 @@ class ExecutionContext:
     def exists(self, key: DepKey[Any], route: str | None = None) -> bool:
         """Whether something is registered under ``key`` (and ``route``)."""
         return self._deps.exists(key, route)
+
+    def registered(self, kind: type[T]) -> list[tuple[str, T]]:
+        """Everything registered that is a ``kind``, each once, with the name it has there."""
+        return self._deps.of(kind)
+
+    def ports(self) -> list[tuple[Any, Any]]:
+        """Each spec that was resolved so far and its port; documents are ``document.kinds()``."""
+        return list(self._ports.values())
 
     def spawn(
         self,

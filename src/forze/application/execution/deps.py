@@ -80,6 +80,17 @@ class Deps:
             )
         return merged
 
+    def of(self, kind: type[T]) -> list[tuple[str, T]]:
+        """Every entry that is a ``kind``, each once: by its route, a plain one by its key."""
+        named = [(key.name, each) for key, each in (*self._plain.items(), *self._fallback.items())]
+        for routes in self._routed.values():
+            named += routes.items()
+        found: dict[int, tuple[str, T]] = {}
+        for name, each in named:
+            if isinstance(each, kind):
+                found.setdefault(id(each), (name, each))
+        return list(found.values())
+
     def exists(self, key: DepKey[Any], route: str | None = None) -> bool:
         """Whether :meth:`provide` would find something."""
         if route is not None and route in self._routed.get(key, ()):
