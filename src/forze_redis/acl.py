@@ -20,16 +20,20 @@ from uuid import UUID
 
 from forze.application.integrations.keys import encode_part
 from forze.errors import ConfigurationError
+from forze_redis.circuit_breaker import RedisCircuitBreakerStore
 from forze_redis.config import (
     RedisCacheConfig,
+    RedisCircuitBreakerConfig,
     RedisCounterConfig,
     RedisDistributedLockConfig,
     RedisIdempotencyConfig,
+    RedisRateLimitConfig,
     RedisSearchSnapshotConfig,
     ResourceConfig,
 )
 from forze_redis.keys import namespace_of
 from forze_redis.module import RedisDepsModule
+from forze_redis.rate_limit import RedisRateLimitStore
 from forze_redis.wire.scripts import load_script
 
 CONNECTION: Final = (
@@ -52,7 +56,7 @@ CLUSTER: Final = ("cluster|slots", "cluster|info", "asking")
 _SCRIPTS: Final[dict[type[ResourceConfig], tuple[str, ...]]] = {
     RedisCacheConfig: (
         *("read", "read_large", "fill", "fill_large", "elect", "lease", "intend", "done"),
-        *("get", "put", "set", "remove"),
+        *("get", "put", "set", "remove", "inspect"),
     ),
     RedisCounterConfig: ("count",),
     RedisIdempotencyConfig: (
@@ -68,11 +72,14 @@ _SCRIPTS: Final[dict[type[ResourceConfig], tuple[str, ...]]] = {
         *("semaphore_acquire", "semaphore_extend", "semaphore_release", "semaphore_wait"),
         "semaphore_held",
     ),
+    RedisRateLimitConfig: ("rate_limit",),
+    RedisCircuitBreakerConfig: ("circuit_breaker",),
 }
 
 _BESIDE: Final[dict[type[ResourceConfig], tuple[str, ...]]] = {
     RedisCounterConfig: ("incrby", "set", "get"),
     RedisIdempotencyConfig: ("ssubscribe", "sunsubscribe"),
+    RedisCircuitBreakerConfig: ("ssubscribe", "sunsubscribe"),
     RedisSearchSnapshotConfig: ("set", "unlink", "hdel"),
     RedisDistributedLockConfig: ("get", "pttl", "ssubscribe", "sunsubscribe"),
 }
@@ -87,7 +94,7 @@ _GLOB = re.compile(r"[][*?\\]")
 
 
 def acl_rules(
-    *resources: RedisDepsModule | ResourceConfig,
+    *resources: RedisDepsModule | ResourceConfig | RedisRateLimitStore | RedisCircuitBreakerStore,
     tenant: UUID | str | None = None,
     clustered: bool = False,
 ) -> tuple[str, ...]:
@@ -123,19 +130,24 @@ def acl_rules(
     )
 
 
-def _configs(given: RedisDepsModule | ResourceConfig) -> Iterable[ResourceConfig]:
+def _configs(given: object) -> Iterable[ResourceConfig]:
     if isinstance(given, ResourceConfig):
         return (given,)
+    if isinstance(given, RedisRateLimitStore | RedisCircuitBreakerStore):
+        return (given.config,)
     if not isinstance(given, RedisDepsModule):
         raise ConfigurationError(
-            f"acl_rules takes a RedisDepsModule or configs of resources, not {given!r}"
+            "acl_rules takes a RedisDepsModule, configs of resources, and stores of limits and "
+            f"circuits, not {given!r}"
         )
     return given.configs
 
 
 def _told(config: ResourceConfig) -> bool:
     """Whether something is published about its keys."""
-    return isinstance(config, RedisIdempotencyConfig | RedisDistributedLockConfig)
+    return isinstance(
+        config, RedisIdempotencyConfig | RedisDistributedLockConfig | RedisCircuitBreakerConfig
+    )
 
 
 def _begins(config: ResourceConfig, tenant: str | None) -> Iterator[str]:

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+from zlib import crc32
 
+from forze.application.contracts.resilience import PolicyKey
 from forze.application.contracts.tenancy import require_tenant
 from forze.application.integrations.keys import encode_part, is_plain
 from forze.errors import ConfigurationError
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 POINTER = "/cache/pointer/"
 PLAIN = "/cache/kv/"
 BODY = "/cache/body/"
+
+_CHANNELS = 64
 
 
 class CacheKeys:
@@ -106,6 +110,45 @@ class ResourceKeys:
             namespace = namespace_of(namespace, tenant, self._resource)
         begin = [encode_part(namespace, "namespace")]
         return [*begin, encode_part(tenant, "tenant")] if self._config.tenant_aware else begin
+
+
+class PolicyKeys:
+    """The keys of policies: ``{namespace}/{policy}[/{route}]``. No two spell one.
+
+    On a cluster the route is the hash tag, so that limits of one route stand together; what is
+    told of its keys is told on ``_CHANNELS`` channels, whose number is the tag then.
+    """
+
+    __slots__ = ("_client", "_keys", "config")
+
+    def __init__(self, client: RedisClient, config: ResourceConfig, resource: str) -> None:
+        self._client = client
+        self.config = config
+        self._keys = ResourceKeys(client, config, resource)
+
+    @property
+    def clustered(self) -> bool:
+        """Whether keys of one call have to stand in one slot."""
+        return self._client.clustered
+
+    def of(self, key: PolicyKey) -> str:
+        """The key of a policy and route."""
+        return self._keys.of(*_parts(key))
+
+    def told(self, key: PolicyKey) -> tuple[str, str]:
+        """The key of a policy and route, and the channel on which its changes are told."""
+        parts = _parts(key)
+        if not self.clustered:
+            return self._keys.of(*parts), self._keys.of("changed")
+        number = str(crc32("/".join(parts).encode()) % _CHANNELS)
+        return self._keys.of(*parts, number), self._keys.of("changed", number)
+
+
+def _parts(key: PolicyKey) -> tuple[str, ...]:
+    """Policy and route, encoded; ``=``, which no encoded part can be, is the empty route."""
+    policy, route = key
+    part = encode_part(policy, "policy")
+    return (part,) if route is None else (part, encode_part(route, "route") if route else "=")
 
 
 def namespace_of(make: Callable[[str], str], tenant: str, resource: str) -> str:

@@ -34,6 +34,11 @@ class Subscription:
         self.channel = channel
         self.heard = heard
 
+    @property
+    def open(self) -> bool:
+        """Whether it still hears: neither it nor its client was closed."""
+        return self._subscriptions.holds(self)
+
     def close(self) -> None:
         """Hear nothing from now on. Not an error if that was done before."""
         self._subscriptions.remove(self)
