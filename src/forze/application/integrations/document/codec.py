@@ -19,7 +19,7 @@ from decimal import Decimal
 from enum import Enum
 from functools import cached_property
 from types import UnionType
-from typing import Any, Generic, Literal, Union, get_args, get_origin
+from typing import Any, Generic, Literal, Protocol, TypeVar, Union, get_args, get_origin
 from uuid import UUID
 
 import pydantic
@@ -38,6 +38,8 @@ RAW_MARK = b"\x00"
 
 SEAL_MARK = b"\x01"
 """Begins an envelope."""
+
+V = TypeVar("V")
 
 LOAD_DIGITS = 15
 """No load takes a number of milliseconds with more of them."""
@@ -62,13 +64,43 @@ def unseal(stored: bytes) -> tuple[bytes, int | None]:
     return body, int(load)
 
 
+class Codec(Protocol[V]):
+    """How values of one kind become bodies and come back, and what is known of their age."""
+
+    @property
+    def shareable(self) -> bool:
+        """Whether one instance may be handed to several callers."""
+        ...
+
+    @property
+    def decode(self) -> Callable[[bytes], V]:
+        """Makes the value of a body; raises for one that is of another kind."""
+        ...
+
+    def encode(self, document: V) -> bytes | None:
+        """The body of a value; None if it must not be cached."""
+        ...
+
+    def copy(self, document: V) -> V:
+        """The value itself if it can be shared, else an equal one of its own."""
+        ...
+
+    def version(self, document: V) -> int:
+        """What an early refresh never lowers."""
+        ...
+
+    def changed_at(self, document: V) -> datetime:
+        """Since when the value is as it is."""
+        ...
+
+
 class DocumentCodec(Generic[R]):
     """Encodes and decodes one read model. ``scope`` separates documents that share a model."""
 
     def __init__(self, model: type[R], scope: str) -> None:
         self.model = model
-        self.fingerprint = _fingerprint(model, scope)
-        self.shareable = _immutable(model, set())
+        self.fingerprint = schema_digest(model, scope)[:SCHEMA_CHARS]
+        self.shareable = immutable(model, set())
         """Whether one instance may be handed to several callers."""
         validator = model.__pydantic_validator__
         aliased = any(
@@ -94,17 +126,29 @@ class DocumentCodec(Generic[R]):
         """``document`` itself if it can be shared, else an equal one of its own."""
         return document if self.shareable else document.model_copy(deep=True)
 
+    def version(self, document: R) -> int:
+        """The document's revision."""
+        return document.rev
 
-def _fingerprint(model: type[BaseModel], scope: str) -> str:
+    def changed_at(self, document: R) -> datetime:
+        """When it was written last."""
+        return document.last_update_at
+
+
+def schema_digest(
+    model: type[BaseModel], scope: str, mode: Literal["validation", "serialization"] = "validation"
+) -> str:
+    """Tells the shapes of models apart, as they are read or as they are written out; equal in
+    every process. ``scope`` separates documents that share a model."""
     try:
-        schema = json.dumps(model.model_json_schema(mode="validation"), sort_keys=True)
+        schema = json.dumps(model.model_json_schema(mode=mode), sort_keys=True)
     except pydantic.PydanticUserError:
         # A custom type without a JSON schema: its annotation has to speak for it.
         schema = repr({name: repr(field) for name, field in model.model_fields.items()})
-    return hashlib.sha256(f"{scope}\0{schema}".encode()).hexdigest()[:SCHEMA_CHARS]
+    return hashlib.sha256(f"{scope}\0{schema}".encode()).hexdigest()
 
 
-def _immutable(annotation: Any, seen: set[Any]) -> bool:
+def immutable(annotation: Any, seen: set[Any]) -> bool:
     """Whether no value of this type can be changed in place, nested ones included."""
     if annotation in seen or annotation is Ellipsis:
         return True
@@ -112,7 +156,7 @@ def _immutable(annotation: Any, seen: set[Any]) -> bool:
     if origin is Literal:
         return True
     if origin in (Union, UnionType, tuple, frozenset):
-        return all(_immutable(each, seen) for each in get_args(annotation))
+        return all(immutable(each, seen) for each in get_args(annotation))
     if not isinstance(annotation, type):
         return False
     if issubclass(annotation, BaseModel):
@@ -129,6 +173,6 @@ def _immutable(annotation: Any, seen: set[Any]) -> bool:
             return False
         seen.add(annotation)
         return not annotation.__private_attributes__ and all(
-            _immutable(field.annotation, seen) for field in annotation.model_fields.values()
+            immutable(field.annotation, seen) for field in annotation.model_fields.values()
         )
     return issubclass(annotation, _IMMUTABLE)

@@ -20,15 +20,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from secrets import token_hex
 from typing import TYPE_CHECKING, Generic, cast
-from uuid import UUID
 
 from forze.application.contracts.cache import Aging, CacheSpec, Miss, PointerCache
 from forze.application.contracts.deps import Resolver
-from forze.application.contracts.document import DocumentStore, R
 from forze.application.contracts.tenancy import bind_again, current_deadline, current_tenant
 from forze.application.contracts.transaction import OPEN, in_transaction
-from forze.application.integrations.document.codec import SEAL_MARK, DocumentCodec, unseal
-from forze.application.integrations.document.filling import Filler
+from forze.application.integrations.document.codec import SEAL_MARK, Codec, V, unseal
+from forze.application.integrations.document.filling import Filler, K, Source
 from forze.application.integrations.document.flight import Again, Flight
 from forze.application.integrations.document.l1.tier import Tier
 from forze.application.integrations.document.outage import Journals
@@ -40,6 +38,7 @@ from forze.errors import BackendTimeout, ForzeError, NotFoundError
 
 if TYPE_CHECKING:
     from forze.application.integrations.document.spans import Spans
+    from forze.application.integrations.document.watching import Sight, Watch
 
 FIRST_LOOK_SECONDS = 0.004
 LONGEST_LOOK_SECONDS = 0.1
@@ -49,18 +48,21 @@ ROUNDS = 8
 """How often a caller boards flights that left before it came, before it reads by itself."""
 
 
-class Coordinator(Generic[R]):
-    """Reads one document kind through its cache. Shared by its query and command ports."""
+class Coordinator(Generic[V, K]):
+    """Reads one document kind through its cache. Shared by its query and command ports.
+
+    So it reads whatever has a source: ``str(pk)`` is the key of what ``pk`` names.
+    """
 
     def __init__(
         self,
         name: str,
         spec: CacheSpec,
-        store: DocumentStore[R],
+        store: Source[V, K],
         pointers: PointerCache,
-        codec: DocumentCodec[R],
+        codec: Codec[V],
         resolver: Resolver,
-        tier: Tier[R] | None = None,
+        tier: Tier[V] | None = None,
         *,
         dice: Callable[[], float] = random.random,
     ) -> None:
@@ -72,7 +74,7 @@ class Coordinator(Generic[R]):
         self._resolver = resolver
         self._dice = dice
         self._counters = counters = CacheCounters()
-        self._flights: dict[str, Flight[R]] = {}
+        self._flights: dict[str, Flight[V]] = {}
         self._journal = Journals(pointers, resolver, tier=tier)
         self.tier = tier
         """The entries kept in this process, None without."""
@@ -84,13 +86,19 @@ class Coordinator(Generic[R]):
         )
         self.outlet = Outlet(pointers, self._journal, counters)
         """Where writes announce themselves."""
+        self.watch: Watch | None = None
+        """Who wants to know what becomes of some reads, and why; mostly nobody."""
         self._spans: Spans | None = None
         if tier is not None:
             pointers.watch(tier)
 
-    def address(self, pk: UUID) -> str:
+    def address(self, pk: K) -> str:
         """The cache address of a document under the bound tenant."""
         return self._pointers.address(str(pk))
+
+    def loading(self, address: str) -> bool:
+        """Whether a read of it is under way in this process, beyond the cache's first answer."""
+        return address in self._flights or f"past {address}" in self._flights
 
     def stats(self) -> CacheStats:
         """What the cache did so far."""
@@ -108,11 +116,13 @@ class Coordinator(Generic[R]):
 
     # -- one document --------------------------------------------------------
 
-    async def get(self, pk: UUID) -> R:
+    async def get(self, pk: K, sight: Sight | None = None) -> V:
         """The document, never older than a write acknowledged before the call.
 
         The tier has been asked already: see ``DocumentQuery.get``.
         """
+        if sight is None and self.watch is not None:
+            return cast(V, await self.watch.read(pk))
         if OPEN.get() and in_transaction():
             return await self.from_source(pk)
         pointers, flights = self._pointers, self._flights
@@ -122,14 +132,14 @@ class Coordinator(Generic[R]):
             # A flight that left before the write is not for those who come after it.
             name = f"past {address}" if owed else address
             flight = flights.get(name)
-            found: R | Miss | None = None
+            found: V | Miss | None = None
             token = ""
             if flight is None or flight.loop is not asyncio.get_running_loop():
                 if not owed:
                     token = pointers.token(address)
                     found = await self._probe(pk, address, token)
                     if found is not None and found.__class__ is not Miss:
-                        return cast(R, found)
+                        return cast(V, found)
                 flight = flights.get(name)
             miss = cast(Miss | None, found)
             if flight is None or flight.loop is not asyncio.get_running_loop():
@@ -138,13 +148,15 @@ class Coordinator(Generic[R]):
                 seat, followed = flight.board(), 1
                 if miss is Miss.LEASED:
                     pointers.give_back((address,), token)
+            if sight is not None:
+                sight.boarded(self._flights[name], followed=bool(followed), owed=owed, miss=miss)
             answer = await self._wait(seat)
             if not isinstance(answer, Again):
                 self._counters.collapsed += followed
                 return answer
         return await self.from_source(pk)
 
-    async def from_source(self, pk: UUID, *, for_update: bool = False) -> R:
+    async def from_source(self, pk: K, *, for_update: bool = False) -> V:
         """The document from the source, on this task's own connection; fills nothing."""
         self._counters.bypasses += 1
         return await self.filler.load(pk, for_update=for_update)
@@ -152,8 +164,8 @@ class Coordinator(Generic[R]):
     # -- asking the cache ----------------------------------------------------
 
     async def _probe(
-        self, pk: UUID, address: str, token: str, *, large: bool = False
-    ) -> R | Miss | None:
+        self, pk: K, address: str, token: str, *, large: bool = False
+    ) -> V | Miss | None:
         """Ask the cache: the document, why there is none, or None where it could not be asked."""
         pointers = self._pointers
         mark = 0.0 if self.tier is None else self._reserve(pk, address)
@@ -174,8 +186,8 @@ class Coordinator(Generic[R]):
         return document
 
     async def _probe_all(
-        self, wanted: Mapping[str, UUID], token: str, aging: dict[str, Aging], unfit: list[str]
-    ) -> dict[str, R | Miss | None]:
+        self, wanted: Mapping[str, K], token: str, aging: dict[str, Aging], unfit: list[str]
+    ) -> dict[str, V | Miss | None]:
         """:meth:`_probe` for many, in one round trip; left to the caller are hits that may be
         refreshed (``aging``), and to discard those that do not fit the model (``unfit``)."""
         marks = [self._reserve(pk, address) for address, pk in wanted.items()]
@@ -186,7 +198,7 @@ class Coordinator(Generic[R]):
             if isinstance(error, asyncio.CancelledError):
                 raise
             return dict.fromkeys(wanted)
-        found: dict[str, R | Miss | None] = {}
+        found: dict[str, V | Miss | None] = {}
         for (address, pk), mark, answer in zip(wanted.items(), marks, answers, strict=True):
             if isinstance(answer, Miss):
                 found[address] = self._missed(pk, address, mark, answer)
@@ -198,11 +210,11 @@ class Coordinator(Generic[R]):
                 aging[address] = answer
         return found
 
-    def _reserve(self, pk: UUID, address: str) -> float:
+    def _reserve(self, pk: K, address: str) -> float:
         tier = self.tier
         return 0.0 if tier is None else tier.reserve(tier.key(pk, address))
 
-    def _opened(self, pk: UUID, address: str, mark: float, found: bytes | Aging) -> R | None:
+    def _opened(self, pk: K, address: str, mark: float, found: bytes | Aging) -> V | None:
         """The document of a hit, None where the body does not fit the model."""
         body = found.body if isinstance(found, Aging) else found
         if body[:1] == SEAL_MARK:
@@ -216,7 +228,7 @@ class Coordinator(Generic[R]):
             self.tier.take(self.tier.key(pk, address), mark, document, body)
         return document
 
-    def _missed(self, pk: UUID, address: str, mark: float, found: Miss | None) -> Miss:
+    def _missed(self, pk: K, address: str, mark: float, found: Miss | None) -> Miss:
         if self.tier is not None:
             key = self.tier.key(pk, address)
             if found is Miss.LEASED or found is Miss.AWAY:
@@ -225,7 +237,7 @@ class Coordinator(Generic[R]):
                 self.tier.withdraw(key, mark)
         return Miss.HELD if found is None else found
 
-    def _unanswered(self, asked: Mapping[str, UUID], token: str) -> None:
+    def _unanswered(self, asked: Mapping[str, K], token: str) -> None:
         self._counters.read_failures += 1
         self._pointers.give_back(list(asked), token)
         if self.tier is not None:
@@ -240,7 +252,7 @@ class Coordinator(Generic[R]):
         except ForzeError:
             self._counters.read_failures += 1
 
-    async def _wait(self, seat: asyncio.Future[R | Again]) -> R | Again:
+    async def _wait(self, seat: asyncio.Future[V | Again]) -> V | Again:
         """Wait aboard, at most until the caller's own deadline."""
         deadline = current_deadline()
         if deadline is None:
@@ -269,10 +281,10 @@ class Coordinator(Generic[R]):
     # -- flights -------------------------------------------------------------
 
     def _depart(
-        self, name: str, pk: UUID, address: str, found: Miss | None, token: str
-    ) -> asyncio.Future[R | Again]:
+        self, name: str, pk: K, address: str, found: Miss | None, token: str
+    ) -> asyncio.Future[V | Again]:
         """Start a flight with its first caller aboard."""
-        flight: Flight[R] = Flight()
+        flight: Flight[V] = Flight()
         if self._spans is not None:
             flight.caller = self._spans.caller()
         seat = flight.board()
@@ -284,8 +296,8 @@ class Coordinator(Generic[R]):
     async def _fly(
         self,
         name: str,
-        flight: Flight[R],
-        pk: UUID,
+        flight: Flight[V],
+        pk: K,
         address: str,
         found: Miss | None,
         token: str,
@@ -308,12 +320,12 @@ class Coordinator(Generic[R]):
 
     async def _arrive(
         self,
-        flight: Flight[R],
-        pk: UUID,
+        flight: Flight[V],
+        pk: K,
         address: str,
         found: Miss | None,
         token: str,
-    ) -> R:
+    ) -> V:
         """Get the document, from whatever the first probe found on."""
         patience, pause = LEASE_MS / 1000, FIRST_LOOK_SECONDS
         while True:
@@ -342,11 +354,11 @@ class Coordinator(Generic[R]):
 
     async def _load_and_fill(
         self,
-        flight: Flight[R],
-        pk: UUID,
+        flight: Flight[V],
+        pk: K,
         address: str,
         token: str,
-    ) -> R:
+    ) -> V:
         self._counters.misses += 1
         flight.cover()
         with self.filler.leased((address,), token) as lease:
@@ -360,14 +372,14 @@ class Coordinator(Generic[R]):
 
     # -- many documents ------------------------------------------------------
 
-    async def get_many(self, ids: Sequence[UUID]) -> dict[UUID, R]:
+    async def get_many(self, ids: Sequence[K]) -> dict[K, V]:
         """Those documents that exist: one probe for all, one query for what is not cached.
 
         What was leased is loaded and filled before anyone else's load is waited for; what is
         not there in the end joins one further query.
         """
         if in_transaction():
-            return await self._fetch(ids)
+            return dict(await self._fetch(ids))
         wanted = {self._pointers.address(str(each)): each for each in ids}
         documents = self._kept(wanted)
         patience, pause = LEASE_MS / 1000, FIRST_LOOK_SECONDS
@@ -383,9 +395,9 @@ class Coordinator(Generic[R]):
                 pause = min(2 * pause, LONGEST_LOOK_SECONDS)
         return documents
 
-    def _kept(self, wanted: dict[str, UUID]) -> dict[UUID, R]:
+    def _kept(self, wanted: dict[str, K]) -> dict[K, V]:
         """Take out of ``wanted`` what the tier has."""
-        documents: dict[UUID, R] = {}
+        documents: dict[K, V] = {}
         if self.tier is not None:
             for address, pk in tuple(wanted.items()):
                 document = self.tier.get(self.tier.key(pk, address))
@@ -393,21 +405,23 @@ class Coordinator(Generic[R]):
                     documents[wanted.pop(address)] = document
         return documents
 
-    async def _fetch(self, ids: Sequence[UUID]) -> dict[UUID, R]:
+    async def _fetch(self, ids: Sequence[K]) -> Mapping[K, V]:
         if not ids:
             return {}
         self._counters.bypasses += len(ids)
         return await self.filler.load_many(ids)
 
-    async def _probe_many(self, wanted: dict[str, UUID], *, last: bool) -> dict[UUID, R]:
+    async def _probe_many(self, wanted: dict[str, K], *, last: bool) -> dict[K, V]:
         """One round: what is cached, and what may be loaded now. Leaves in ``wanted`` what
         another reader is loading, unless this is the ``last`` round."""
         token = self._pointers.token(next(iter(wanted), None))
         aging: dict[str, Aging] = {}
         unfit: list[str] = []
         found = await self._probe_all(wanted, token, aging, unfit)
+        if self.watch is not None:
+            self.watch.probed(found)
         ids = {address: wanted[address] for address in aging}
-        documents: dict[UUID, R] = {}
+        documents: dict[K, V] = {}
         leased = [address for address, each in found.items() if each is Miss.LEASED]
         with self.filler.leased(leased, token) as lease:
             if unfit:
@@ -431,9 +445,7 @@ class Coordinator(Generic[R]):
         )
         return documents
 
-    async def _refreshed(
-        self, documents: dict[UUID, R], pk: UUID, address: str, found: Aging
-    ) -> None:
+    async def _refreshed(self, documents: dict[K, V], pk: K, address: str, found: Aging) -> None:
         """Put the refreshed document in the place of the old, or nothing if it is gone."""
         try:
             documents[pk] = await self._refresh.considered(pk, address, documents[pk], found)

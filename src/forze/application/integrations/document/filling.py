@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import timedelta
-from typing import Generic
+from typing import Generic, Protocol
 from uuid import UUID
 
+from typing_extensions import TypeVar
+
 from forze.application.contracts.cache import CacheSpec, Fill, PointerCache
-from forze.application.contracts.document import DocumentStore, R
-from forze.application.integrations.document.codec import DocumentCodec, seal
+from forze.application.integrations.document.codec import Codec, V, seal
 from forze.application.integrations.document.freshness import lifetime, window
 from forze.application.integrations.document.l1.tier import Key, Tier
 from forze.application.integrations.document.outage import Journals
@@ -27,18 +29,32 @@ from forze.errors import ForzeError, NotFoundError
 
 _MILLISECOND = timedelta(milliseconds=1)
 
+K = TypeVar("K", bound=Hashable, default=UUID)
+V_co = TypeVar("V_co", covariant=True)
 
-class Filler(Generic[R]):
+
+class Source(Protocol[V_co, K]):
+    """Where values are loaded from, such as a ``DocumentStore``."""
+
+    async def fetch(self, ids: Sequence[K], *, for_update: bool = False) -> Mapping[K, V_co]:
+        """Those that exist."""
+        ...
+
+
+REMEMBERED_LOADS = 256
+
+
+class Filler(Generic[V, K]):
     """Loads documents of one kind, and fills their cache and tier."""
 
     def __init__(
         self,
         name: str,
         spec: CacheSpec,
-        store: DocumentStore[R],
+        store: Source[V, K],
         pointers: PointerCache,
-        codec: DocumentCodec[R],
-        tier: Tier[R] | None,
+        codec: Codec[V],
+        tier: Tier[V] | None,
         journal: Journals,
         counters: CacheCounters,
         dice: Callable[[], float] = random.random,
@@ -54,15 +70,17 @@ class Filler(Generic[R]):
         self._dice = dice
         self.on_load: Callable[[float], None] | None = None
         """Told how many seconds each query took."""
+        self.loads: deque[float] = deque(maxlen=REMEMBERED_LOADS)
+        """Seconds that the last queries took."""
 
-    async def load(self, pk: UUID, *, for_update: bool = False) -> R:
+    async def load(self, pk: K, *, for_update: bool = False) -> V:
         """The document from the source; raises ``NotFoundError``."""
         found = await self.load_many((pk,), for_update=for_update)
         if pk not in found:
             raise not_found(self._name, (pk,))
         return found[pk]
 
-    async def load_many(self, ids: Sequence[UUID], *, for_update: bool = False) -> dict[UUID, R]:
+    async def load_many(self, ids: Sequence[K], *, for_update: bool = False) -> Mapping[K, V]:
         """Those documents that exist, from the source."""
         self._counters.source_reads += 1
         began = time.monotonic()
@@ -71,6 +89,7 @@ class Filler(Generic[R]):
         finally:
             took = time.monotonic() - began
             self._counters.load_seconds += took
+            self.loads.append(took)
             if self.on_load is not None:
                 self.on_load(took)
 
@@ -78,7 +97,7 @@ class Filler(Generic[R]):
         """Hold leases (or a right to refresh) for the length of a ``with`` block."""
         return HeldLease(self._pointers, addresses, token)
 
-    async def fill(self, lease: HeldLease, documents: Mapping[str, R]) -> bool:
+    async def fill(self, lease: HeldLease, documents: Mapping[str, V]) -> bool:
         """Store what was loaded under a lease; whether all of it was.
 
         What this process wrote meanwhile, and could not tell the cache of, is left out.
@@ -107,7 +126,7 @@ class Filler(Generic[R]):
         return all(stored) and len(fills) == len(documents)
 
     def _filling(
-        self, address: str, token: str, document: R, load: float
+        self, address: str, token: str, document: V, load: float
     ) -> tuple[Fill, bytes] | None:
         """What is stored of a document, and its bare body."""
         body = self._codec.encode(document)
@@ -116,28 +135,30 @@ class Filler(Generic[R]):
             return None
         spec, dice = self._spec, self._dice()
         stored = body if spec.early_refresh_beta is None else seal(body, round(load * 1000) or 1)
-        life = lifetime(spec, document.last_update_at, utcnow(), dice)
+        life = lifetime(spec, self._codec.changed_at(document), utcnow(), dice)
         read = window(spec, life, dice)
         window_ms = 0 if read is None else max(1, read // _MILLISECOND)
         life_ms = max(1, life // _MILLISECOND)
-        return Fill(address, token, document.rev, stored, life_ms, window_ms), body
+        version = self._codec.version(document)
+        return Fill(address, token, version, stored, life_ms, window_ms), body
 
 
-class _Kept(Generic[R]):
+class _Kept(Generic[V]):
     """The tier's side of a fill: marks set as it is sent, entries kept as it is answered."""
 
     def __init__(
         self,
-        tier: Tier[R] | None,
+        tier: Tier[V] | None,
         fills: Sequence[tuple[Fill, bytes]],
-        documents: Mapping[str, R],
+        documents: Mapping[str, V],
     ) -> None:
         self._tier = tier
-        self._marked: list[tuple[Key, float, R, bytes]] = []
+        self._marked: list[tuple[Key, float, V, bytes]] = []
         if tier is not None:
             for fill, body in fills:
                 document = documents[fill.address]
-                key = tier.key(document.id, fill.address)
+                key = tier.key_at(fill.address)
+                assert key is not None
                 self._marked.append((key, tier.reserve(key), document, body))
 
     def answered(self, stored: Sequence[bool]) -> None:
@@ -185,7 +206,7 @@ class HeldLease:
         self._arm()
 
 
-def not_found(name: str, ids: Sequence[UUID]) -> NotFoundError:
+def not_found(name: str, ids: Sequence[Hashable]) -> NotFoundError:
     """The error for documents that do not exist."""
     listed = ", ".join(str(each) for each in ids[:5])
     if len(ids) > 5:

@@ -12,22 +12,23 @@ counts of those that were left, because a sum that only grows must not shrink.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from math import isinf
+from collections.abc import Callable, Iterable
 from threading import Lock
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
 from opentelemetry import metrics
 
-from forze.application.contracts.cache import CacheSpec
-from forze.application.integrations.document.l1.store import L1Stats
-from forze.application.integrations.document.l1.tier import Tier
-from forze.application.integrations.document.stats import CacheStats
+from forze.application.integrations.document.reading import (
+    Reading,
+    Values,
+    hit_ratios,
+    reads_by_tier,
+    staleness_bound,
+)
 
 if TYPE_CHECKING:
-    from forze.application.integrations.document.coordinator import Coordinator
     from forze.application.integrations.document.telemetry import Telemetry
 
 DOCUMENT: Final = "forze.document"
@@ -39,25 +40,6 @@ PUSH: Final = "forze.cache.push.latency"
 _SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25,
                    0.5, 1.0, 2.5, 5.0)  # fmt: skip
 
-Values = Mapping[str, float]
-"""Numbers by the value of the metric's attribute; ``""`` where it has none."""
-
-
-class Reading(NamedTuple):
-    """One document kind as it stands."""
-
-    stats: CacheStats
-    spec: CacheSpec
-    tier: Tier[Any] | None
-    l1: L1Stats | None
-
-    @classmethod
-    def of(cls, spec: CacheSpec, coordinator: Coordinator[Any]) -> Reading:
-        """What the counters of a coordinator say now."""
-        tier = coordinator.tier
-        l1 = None if tier is None else tier.store.stats()
-        return cls(coordinator.stats(), spec, tier, l1)
-
 
 class Metric(NamedTuple):
     """A number that is read when it is asked for. A count only grows, a size can shrink."""
@@ -68,13 +50,6 @@ class Metric(NamedTuple):
     attribute: str
     says: str
     read: Callable[[Reading], Values]
-
-
-def _reads(now: Reading) -> Values:
-    stats = now.stats
-    local = {} if now.l1 is None else {"l1": now.l1.hits}
-    loaded = stats.misses + stats.bypasses
-    return {**local, "cache": stats.hits, "shared": stats.collapsed, "source": loaded}
 
 
 def _fills(now: Reading) -> Values:
@@ -109,7 +84,7 @@ def _failures(now: Reading) -> Values:
 
 
 METRICS: Final = (
-    Metric("count", READS, "{read}", "tier", "Reads, by what answered them", _reads),
+    Metric("count", READS, "{read}", "tier", "Reads, by what answered them", reads_by_tier),
     Metric("count", "forze.cache.fills", "{fill}", "outcome",
            "Loaded documents, by whether the cache stored them", _fills),
     Metric("count", "forze.cache.refreshes", "{refresh}", "outcome",
@@ -131,29 +106,6 @@ METRICS: Final = (
            "Keys whose invalidation the cache has not been told of yet",
            lambda now: {"": now.stats.journal}),
 )  # fmt: skip
-
-
-def staleness_bound(spec: CacheSpec, tier: Tier[Any], now: float) -> float:
-    """Seconds that an entry served by the tier can be older than the newest acknowledged write
-    of another process; 0.0 while the tier serves nothing."""
-    assert spec.l1 is not None
-    if now >= tier.trusted_until:
-        return 0.0
-    lifetime = spec.l1.ttl.total_seconds()
-    return lifetime if isinf(tier.bound_seconds) else min(lifetime, tier.bound_seconds)
-
-
-def hit_ratios(reads: Values) -> Values:
-    """Of the reads that came to a tier, the part it answered; nothing where none came."""
-    all_reads = sum(reads.values())
-    local = reads.get("l1")
-    further = all_reads - (local or 0)
-    ratios = {}
-    if local is not None and all_reads:
-        ratios["l1"] = local / all_reads
-    if further:
-        ratios["cache"] = reads["cache"] / further
-    return ratios
 
 
 class Instruments:

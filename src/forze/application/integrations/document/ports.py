@@ -40,7 +40,7 @@ _L1_METHODS = ("get", "set", "invalidate", "clear", "stats")
 Transact = Callable[[str, Any], Any]
 
 
-class _Bound:
+class Bound:
     """One document kind: its spec, store, cache and ports."""
 
     __slots__ = ("command", "coordinator", "query", "spec", "store")
@@ -49,7 +49,7 @@ class _Bound:
         self,
         spec: DocumentSpec[Any, Any, Any],
         store: DocumentStore[Any],
-        coordinator: Coordinator[Any] | None,
+        coordinator: Coordinator[Any, Any] | None,
         snapshots: SnapshotSearch[Any] | None,
     ) -> None:
         self.spec = spec
@@ -73,7 +73,7 @@ class DocumentPorts:
         self._cache = cache
         self._snapshot = snapshot
         self._transact = transact
-        self._bound: dict[str, _Bound] = {}
+        self._bound: dict[str, Bound] = {}
         self._told: dict[str, tuple[int, list[Outlet]]] = {}
 
     def query(self, spec: DocumentSpec[R, Any, Any]) -> DocumentQuery[R]:
@@ -106,10 +106,14 @@ class DocumentPorts:
 
     async def verify(self) -> None:
         """Compare every bound document with its relation; raises ``ConfigurationError``."""
-        for bound in tuple(self._bound.values()):
+        for bound in self.kinds():
             await bound.store.check()
 
-    def _bind(self, spec: DocumentSpec[Any, Any, Any]) -> _Bound:
+    def kinds(self) -> tuple[Bound, ...]:
+        """Every document kind that was resolved so far."""
+        return tuple(self._bound.values())
+
+    def _bind(self, spec: DocumentSpec[Any, Any, Any]) -> Bound:
         bound = self._bound.get(spec.name)
         if bound is not None:
             if bound.spec != spec:
@@ -121,7 +125,7 @@ class DocumentPorts:
             return bound
         store = self._resolver.provide(DocumentStoreDepKey, spec.name)(self._resolver, spec)
         coordinator, snapshots = self._coordinator(spec, store), self._snapshots(spec, store)
-        bound = self._bound[spec.name] = _Bound(spec, store, coordinator, snapshots)
+        bound = self._bound[spec.name] = Bound(spec, store, coordinator, snapshots)
         return bound
 
     def _snapshots(
@@ -144,7 +148,7 @@ class DocumentPorts:
 
     def _coordinator(
         self, spec: DocumentSpec[Any, Any, Any], store: DocumentStore[Any]
-    ) -> Coordinator[Any] | None:
+    ) -> Coordinator[Any, Any] | None:
         if spec.cache is None:
             return None
         relations = store.relations
@@ -161,7 +165,7 @@ class DocumentPorts:
         tier = None
         if spec.cache.l1 is not None:
             l1 = spec.cache.l1
-            kept = _l1_store(spec.name, l1)
+            kept = l1_store(f"document {spec.name!r}", l1)
             tier = Tier(kept, codec, ttl=l1.ttl, tenant_aware=pointers.tenant_aware)
         coordinator = Coordinator(
             spec.name, spec.cache, store, pointers, codec, self._resolver, tier
@@ -179,7 +183,7 @@ class DocumentPorts:
             if (stats := bound.query.l1_stats()) is not None
         }
 
-    def _outlets(self, writer: _Bound) -> list[Outlet]:
+    def _outlets(self, writer: Bound) -> list[Outlet]:
         """Every cache that holds something of the relations ``writer`` writes to."""
         known = self._told.get(writer.spec.name)
         if known is not None and known[0] == len(self._bound):
@@ -193,19 +197,20 @@ class DocumentPorts:
         return outlets
 
 
-def _l1_store(name: str, spec: L1Spec) -> L1Store:
+def l1_store(where: str, spec: L1Spec) -> L1Store:
+    """The store an :class:`L1Spec` asks for, ``where`` in the error of one that is none."""
     try:
         store = (spec.store_factory or lru_l1_store)(spec)
     except Exception as error:
         raise ConfigurationError(
-            f"document {name!r}: L1Spec.store_factory failed ({error!r}); it is called with the "
+            f"{where}: L1Spec.store_factory failed ({error!r}); it is called with the "
             "L1Spec and returns an L1Store: pass lru_l1_store or tiny_lfu_l1_store itself",
             name="store_factory",
         ) from error
     missing = [each for each in _L1_METHODS if not callable(getattr(store, each, None))]
     if missing:
         raise ConfigurationError(
-            f"document {name!r}: L1Spec.store_factory made {store!r}, which lacks "
+            f"{where}: L1Spec.store_factory made {store!r}, which lacks "
             f"{', '.join(missing)}; it must return an L1Store (lru_l1_store, tiny_lfu_l1_store)",
             name="store_factory",
         )
@@ -216,7 +221,7 @@ def _no_spec(given: object) -> ConfigurationError:
     return ConfigurationError(f"documents are asked for by their DocumentSpec, not {given!r}")
 
 
-def _outlet(writer: Relations, reader: _Bound) -> Outlet | None:
+def _outlet(writer: Relations, reader: Bound) -> Outlet | None:
     """How a write tells a reader's cache: by ids, by dropping everything, or not at all."""
     relations, coordinator = reader.store.relations, reader.coordinator
     if coordinator is None or relations.ttl_only:

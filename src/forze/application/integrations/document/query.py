@@ -18,6 +18,7 @@ from forze.application.contracts.document import (
     Filters,
     Page,
     R,
+    Relations,
     SnapshotPage,
     Sort,
 )
@@ -165,6 +166,11 @@ class DocumentQuery(Generic[R]):
         """Whether the document exists, from the source."""
         return await self._store.count({"id": document_id(id)}) > 0
 
+    @property
+    def relations(self) -> Relations:
+        """What is read and written behind this port."""
+        return self._store.relations
+
     def stats(self) -> CacheStats | None:
         """What the cache did for this document kind so far; None without a cache."""
         return None if self._coordinator is None else self._coordinator.stats()
@@ -193,7 +199,7 @@ class DocumentQuery(Generic[R]):
                 else _adapter(fields[key.field].annotation).validate_json(json.dumps(value))
                 for key, (_, _, value) in zip(keys, order, strict=True)
             ]
-        except (ValueError, TypeError, UnicodeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValidationError(
                 f"{cursor!r} is not a cursor of this query ({error}); pass next_cursor of the "
                 "page before, with the same sort, or leave after= out",

@@ -13,14 +13,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic
-from uuid import UUID
 
 from forze.application.contracts.cache import Aging, CacheSpec, PointerCache
 from forze.application.contracts.deps import Resolver
-from forze.application.contracts.document import R
 from forze.application.contracts.tenancy import bind_again, current_deadline, current_tenant
-from forze.application.integrations.document.codec import unseal
-from forze.application.integrations.document.filling import Filler
+from forze.application.integrations.document.codec import V, unseal
+from forze.application.integrations.document.filling import Filler, K
 from forze.application.integrations.document.freshness import refreshes_early
 from forze.application.integrations.document.l1.tier import Tier
 from forze.application.integrations.document.stats import CacheCounters
@@ -36,7 +34,7 @@ AT_ONCE = 16
 """Refreshes of one document kind under way in a process; above it nobody volunteers."""
 
 
-class EarlyRefresh(Generic[R]):
+class EarlyRefresh(Generic[V, K]):
     """The refreshes of one document kind. ``beta`` 1.0 is the published rule."""
 
     def __init__(
@@ -44,8 +42,8 @@ class EarlyRefresh(Generic[R]):
         name: str,
         spec: CacheSpec,
         pointers: PointerCache,
-        filler: Filler[R],
-        tier: Tier[R] | None,
+        filler: Filler[V, K],
+        tier: Tier[V] | None,
         resolver: Resolver,
         counters: CacheCounters,
         dice: Callable[[], float],
@@ -59,10 +57,10 @@ class EarlyRefresh(Generic[R]):
         self._resolver = resolver
         self._counters = counters
         self._dice = dice
-        self._running: dict[str, asyncio.Task[R]] = {}
+        self._running: dict[str, asyncio.Task[V]] = {}
         self.spans: Spans | None = None
 
-    async def considered(self, pk: UUID, address: str, document: R, found: Aging) -> R:
+    async def considered(self, pk: K, address: str, document: V, found: Aging) -> V:
         """What the reader of ``document`` gets: by default the refreshed one, if it is elected.
 
         Costs nothing unless the dice say so; then one round trip, for the elected reader also
@@ -99,8 +97,8 @@ class EarlyRefresh(Generic[R]):
         return refreshes_early(load, remaining, self._beta, 1 - self._dice())
 
     async def _refresh(
-        self, pk: UUID, address: str, document: R, tenant: str | None, caller: Any
-    ) -> R:
+        self, pk: K, address: str, document: V, tenant: str | None, caller: Any
+    ) -> V:
         token = self._pointers.token(address)
         with bind_again(tenant), self._filler.leased((address,), token) as right:
             try:
@@ -122,12 +120,12 @@ class EarlyRefresh(Generic[R]):
         self._counters.refreshes += stored
         return loaded
 
-    async def _replace(self, pk: UUID, address: str, right: HeldLease) -> tuple[R, bool]:
+    async def _replace(self, pk: K, address: str, right: HeldLease) -> tuple[V, bool]:
         """What was loaded, and whether it was stored."""
         loaded = await self._filler.load(pk)
         return loaded, await self._filler.fill(right, {address: loaded})
 
-    async def _elected(self, pk: UUID, address: str, token: str) -> bool:
+    async def _elected(self, pk: K, address: str, token: str) -> bool:
         """Ask for the right to refresh; to the tier a change of the pointer like any other."""
         tier = self._tier
         if tier is None:

@@ -40,15 +40,20 @@ class TelemetrySpec:
 class Telemetry:
     """What one scope tells OpenTelemetry. Instruments hold it weakly."""
 
-    def __init__(self, instruments: Instruments, tracing: Tracing) -> None:
+    def __init__(
+        self, instruments: Instruments, tracing: Tracing, meter_provider: Any = None
+    ) -> None:
         self._instruments = instruments
         self._tracing = tracing
+        self.meter_provider = meter_provider
+        """None is the one set for the process."""
         self._listeners: list[Callable[[], None]] = []
-        self.watched: list[tuple[str, CacheSpec, Coordinator[Any]]] = []
+        self._closing: list[Callable[[], None]] = []
+        self.watched: list[tuple[str, CacheSpec, Coordinator[Any, Any]]] = []
         """Each document kind: its name, what is wanted of its cache, and who reads through it."""
         instruments.open(self)
 
-    def watch(self, name: str, spec: CacheSpec, coordinator: Coordinator[Any]) -> None:
+    def watch(self, name: str, spec: CacheSpec, coordinator: Coordinator[Any, Any]) -> None:
         """Tell of this document kind from now on."""
         self.watched.append((name, spec, coordinator))
         coordinator.filler.on_load = self._instruments.loads_of(name)
@@ -63,6 +68,10 @@ class Telemetry:
         for listener in tuple(self._listeners):
             listener()
 
+    def on_close(self, listener: Callable[[], None]) -> None:
+        """Call back when the scope was left."""
+        self._closing.append(listener)
+
     def pushed_within(self, seconds: float) -> None:
         """A push took this long from the change that caused it."""
         self._instruments.pushed_within(seconds)
@@ -71,6 +80,8 @@ class Telemetry:
         """The scope was left: its counts stay in the sums, everything else goes."""
         self._listeners.clear()
         self._instruments.close(self)
+        while self._closing:
+            self._closing.pop()()
 
 
 TelemetryDepKey: DepKey[Telemetry] = DepKey("telemetry")
@@ -100,7 +111,8 @@ def open_telemetry(wanted: TelemetrySpec | bool) -> Telemetry | None:
     from forze.application.integrations.document.spans import Tracing
 
     spec = TelemetrySpec() if wanted is True else wanted
-    return Telemetry(instruments_of(spec.meter_provider), Tracing(spec.tracer_provider))
+    provider = spec.meter_provider
+    return Telemetry(instruments_of(provider), Tracing(spec.tracer_provider), provider)
 
 
 def _installed() -> bool:

@@ -15,6 +15,7 @@ from forze.application.contracts.dlock import (
     ReadWriteLockSpec,
     SemaphoreSpec,
 )
+from forze.application.contracts.introspection import LockView
 from forze.application.integrations.locks.scope import Scopes
 from forze.application.integrations.locks.store import (
     CountedPermits,
@@ -47,8 +48,13 @@ class DistributedLocks:
     async def acquire(self, key: str, owner: str) -> AcquiredLock | None:
         _checked(owner)
         async with self._store.open(key) as stored:
+            sent = stored.clock()
             answer, _ = await _insisting(lambda: stored.attempt(owner, waits=False))
-        return AcquiredLock(key, owner, answer.token) if isinstance(answer, Granted) else None
+            if not isinstance(answer, Granted):
+                return None
+            acquired = AcquiredLock(key, owner, answer.token)
+            self._scopes.ledger.granted(stored, acquired, sent)
+        return acquired
 
     async def release(
         self, key: str | AcquiredLock, owner: str | AcquiredLock | None = None
@@ -56,12 +62,17 @@ class DistributedLocks:
         key, owner, token = _acquisition(key, owner)
         async with self._store.open(key) as stored:
             released, after_unknown = await _insisting(lambda: stored.release(owner, token))
+            if released or after_unknown:
+                self._scopes.ledger.released(stored, owner)
         return released or after_unknown
 
     async def reset(self, key: str | AcquiredLock, owner: str | AcquiredLock | None = None) -> bool:
         key, owner, token = _acquisition(key, owner)
         async with self._store.open(key) as stored:
+            sent = stored.clock()
             extended, _ = await _insisting(lambda: stored.extend(owner, token))
+            if extended:
+                self._scopes.ledger.extended(stored, owner, sent)
         return extended
 
     async def is_locked(self, key: str | AcquiredLock) -> bool:
@@ -75,6 +86,10 @@ class DistributedLocks:
         async with self._store.open(_name(key)) as stored:
             seconds = await stored.remaining_seconds()
         return None if seconds is None else timedelta(seconds=seconds)
+
+    def locks(self) -> list[LockView]:
+        """What this process holds or waits for. Implements ``HoldsLocks``, as do the others."""
+        return self._scopes.ledger.views()
 
 
 class Semaphores:
@@ -97,6 +112,9 @@ class Semaphores:
         async with self._store.open(key) as stored:
             return await stored.held()
 
+    def locks(self) -> list[LockView]:
+        return self._scopes.ledger.views()
+
 
 class ReadWriteLocks:
     """Read/write locks by key. Implements ``ReadWriteLockPort``."""
@@ -115,6 +133,9 @@ class ReadWriteLocks:
         self, key: str, *, wait: timedelta | None = None, heartbeat: bool = True
     ) -> AbstractAsyncContextManager[HeldLock]:
         return self._scopes.scope(key, wait=wait, heartbeat=heartbeat)
+
+    def locks(self) -> list[LockView]:
+        return self._scopes.ledger.views()
 
 
 async def _insisting(call: Callable[[], Awaitable[T]]) -> tuple[T, bool]:

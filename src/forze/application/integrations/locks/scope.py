@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 from forze.application.contracts.deps import Resolver
 from forze.application.contracts.dlock import AcquiredLock, HeldLock
 from forze.application.integrations.locks.lease import Held
+from forze.application.integrations.locks.ledger import Ledger
 from forze.application.integrations.locks.line import Lines
 from forze.application.integrations.locks.quest import Quest, backoff
 from forze.application.integrations.locks.store import LockStore, StoredLock
@@ -44,6 +45,8 @@ class Scopes:
         self.resolver = resolver
         self.resource = resource
         self._ttl_seconds = ttl.total_seconds()
+        self.ledger = Ledger(resource, self._ttl_seconds)
+        """Who holds, and who waits, for those who want to see it."""
         self._lines = Lines()
         self._holdings = holdings
         self._held: WeakKeyDictionary[asyncio.Task[object], list[Hashable]] = WeakKeyDictionary()
@@ -139,17 +142,21 @@ class Scope:
             )
             self._holds = scopes.enter(self._key, stored.address)
             quest = scopes.quest(stored, self._key, shared=self._shared)
+            self._noted = scopes.ledger.enter(self._key, quest.owner, shared=self._shared)
             try:
                 self._lease = await quest.lease(self._wait)
             except BaseException:
                 self._holds.remove(stored.address)
+                scopes.ledger.leave(self._noted)
                 if quest.open:
                     maybe = AcquiredLock(self._key, quest.owner, 0)
                     scopes.give_back(stored, opened.pop_all(), maybe)
                 raise
             self._opened = opened.pop_all()
-        self._lease.begin(heartbeat=self._heartbeat)
-        return Held(self._lease)
+        lease = self._lease
+        self._noted.holds(lease.acquired, lambda: lease.remaining)
+        lease.begin(heartbeat=self._heartbeat)
+        return Held(lease)
 
     async def __aexit__(
         self,
@@ -161,6 +168,7 @@ class Scope:
         left = lease.remaining
         held = lease.end()
         self._holds.remove(lease.stored.address)
+        self._scopes.ledger.leave(self._noted)
         back = self._scopes.give_back(lease.stored, self._opened, lease.acquired)
         if not held:
             lost = lease.verdict(error)

@@ -54,6 +54,12 @@ class LruL1Store:
         self._misses += 1
         return None
 
+    def peek(self, key: Hashable) -> tuple[object, float] | None:
+        """The live value of ``key`` and the seconds it has left. Counts as no use."""
+        entry = self._find(key)
+        left = 0.0 if entry is None else entry[1] - self._clock()
+        return None if entry is None or left <= 0 else (entry[0], left)
+
     def set(self, key: Hashable, value: object) -> None:
         """Keep ``value`` under ``key``, in place of the least recently used where it is full."""
         entries = self._entries

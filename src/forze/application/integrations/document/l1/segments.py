@@ -148,6 +148,13 @@ class Segments:
             return entry
         return None
 
+    def look(self, key: Hashable) -> Entry | None:
+        """The entry of ``key``, left where it is."""
+        for segment in (self._window, self._protected, self._probation):
+            if key in segment:
+                return segment[key]
+        return None
+
     def _promote(self, key: Hashable, entry: Entry) -> None:
         """Put an entry used while on probation where it is safer."""
         if self._by_recency:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,4 +52,13 @@ class L1Store(Protocol):
 
     def stats(self) -> L1Stats:
         """The counts so far."""
+        ...
+
+
+@runtime_checkable
+class PeekableL1Store(Protocol):
+    """A store that can be looked into; those that come with the project can."""
+
+    def peek(self, key: Hashable) -> tuple[object, float] | None:
+        """The live value of ``key`` and the seconds it has left. Counts as no use."""
         ...

@@ -26,16 +26,16 @@ from collections.abc import Iterable
 from datetime import timedelta
 from math import inf
 from time import monotonic
-from typing import Final, Generic, TypeAlias, cast
+from typing import Any, Final, Generic, TypeAlias, cast
 from uuid import UUID
 
-from forze.application.contracts.document import R
 from forze.application.contracts.tenancy import TENANT
-from forze.application.integrations.document.codec import DocumentCodec
-from forze.application.integrations.document.l1.store import L1Store
+from forze.application.integrations.document.codec import Codec, V
+from forze.application.integrations.document.l1.store import L1Store, PeekableL1Store
 
-Key: TypeAlias = "bytes | tuple[str, bytes]"
-"""A document's id, behind what stands before it in its address where that depends on a tenant."""
+Key: TypeAlias = "bytes | tuple[str, bytes] | str"
+"""A document's id, behind what stands before it in its address where that depends on a tenant;
+of other entries the address itself (``cached.tier``)."""
 
 ID_CHARS: Final = 36
 KNOWN_TENANTS: Final = 10_000
@@ -45,7 +45,7 @@ LATE_SECONDS: Final = 0.25
 """An answer that took longer than this, or than this share of the entry's ttl, is not kept."""
 
 
-class Tier(Generic[R]):
+class Tier(Generic[V]):
     """The entries of one document kind in this process. Implements ``CacheInvalidation``.
 
     ``prefixes`` is None where an id alone names a document; else it has, for each tenant seen,
@@ -68,7 +68,7 @@ class Tier(Generic[R]):
     )
 
     def __init__(
-        self, store: L1Store, codec: DocumentCodec[R], *, ttl: timedelta, tenant_aware: bool
+        self, store: L1Store, codec: Codec[V], *, ttl: timedelta, tenant_aware: bool
     ) -> None:
         self.store = store
         self.find = store.get
@@ -81,9 +81,9 @@ class Tier(Generic[R]):
         self.pushed = 0
         self.flushes = 0
 
-    def key(self, pk: UUID, address: str) -> Key:
-        """The key of a document at ``address``."""
-        number = pk.int.to_bytes(16, "big")
+    def key(self, pk: Any, address: str) -> Key:
+        """The key of the document ``pk``, a UUID, at ``address``."""
+        number: bytes = pk.int.to_bytes(16, "big")
         if self.prefixes is None:
             return number
         prefix, _ = _apart(address)
@@ -94,14 +94,24 @@ class Tier(Generic[R]):
             self.prefixes[tenant] = prefix
         return prefix, number
 
-    def get(self, key: Key) -> R | None:
+    def get(self, key: Key) -> V | None:
         """The entry of ``key``, if the tier may serve it."""
         if monotonic() >= self.trusted_until:
             return None
         kept = self.find(key)
         if kept is None or self.shared:
-            return cast("R | None", kept)
+            return cast("V | None", kept)
         return self.decode(cast(bytes, kept))
+
+    def peek(self, key: Key) -> tuple[V, float] | None:
+        """The entry of ``key``, served or not, and the seconds it has left; counts as no read.
+        None as well where the store cannot be looked into."""
+        store = self.store
+        kept = store.peek(key) if isinstance(store, PeekableL1Store) else None
+        if kept is None:
+            return None
+        value, left = kept
+        return (cast(V, value) if self.shared else self.decode(cast(bytes, value))), left
 
     # -- entries come ----------------------------------------------------------
 
@@ -116,7 +126,7 @@ class Tier(Generic[R]):
             self.store.invalidate(key)
         return mark
 
-    def take(self, key: Key, mark: float, document: R, body: bytes) -> bool:
+    def take(self, key: Key, mark: float, document: V, body: bytes) -> bool:
         """Keep the answer if its mark still stands; whether it is kept."""
         if self._marks.get(key) is not mark:
             return False
@@ -124,8 +134,12 @@ class Tier(Generic[R]):
         now = monotonic()
         if now >= self.trusted_until or now - mark > self._late_seconds:
             return False
-        self.store.set(key, document if self.shared else body)
+        self.store.set(key, self.kept(key, document, body))
         return True
+
+    def kept(self, key: Key, document: V, body: bytes) -> object:
+        """What is stored of an answer."""
+        return document if self.shared else body
 
     def withdraw(self, key: Key, mark: float) -> None:
         """The question ended without an answer to keep."""
@@ -142,7 +156,7 @@ class Tier(Generic[R]):
     def drop(self, addresses: Iterable[str], *, pushed: bool = False) -> None:
         """Drop the entries at these addresses, and the marks of whoever is asking for them."""
         for address in addresses:
-            key = self._key_at(address)
+            key = self.key_at(address)
             if key is not None:
                 self.pushed += pushed
                 self.forget(key)
@@ -158,7 +172,7 @@ class Tier(Generic[R]):
         self.trusted_until = until
         self.bound_seconds = bound_seconds
 
-    def _key_at(self, address: str) -> Key | None:
+    def key_at(self, address: str) -> Key | None:
         """The key of what is at ``address``; None where that is no document."""
         prefix, text = _apart(address)
         try:

@@ -108,6 +108,12 @@ class TinyLfuL1Store:
         self._missing_hash = seen
         return None
 
+    def peek(self, key: Hashable) -> tuple[object, float] | None:
+        """The live value of ``key`` and the seconds it has left. Counts as no use."""
+        entry = self._segments.look(key)
+        left = 0.0 if entry is None else entry[1] - self._clock()
+        return None if entry is None or left <= 0 else (entry[0], left)
+
     def set(self, key: Hashable, value: object) -> None:
         """Keep ``value`` under ``key``; where it is full, the entry least worth it goes."""
         now = self._clock()
