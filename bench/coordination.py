@@ -23,7 +23,7 @@ from uuid import UUID, uuid4
 import redis.asyncio
 from limits import RateLimitItemPerSecond
 from limits.aio.storage import RedisStorage
-from limits.aio.strategies import FixedWindowRateLimiter
+from limits.aio.strategies import FixedWindowRateLimiter, MovingWindowRateLimiter
 
 from forze.application.contracts.counter import CounterSpec
 from forze.application.contracts.dlock import (
@@ -32,6 +32,7 @@ from forze.application.contracts.dlock import (
     SemaphoreSpec,
 )
 from forze.application.contracts.idempotency import IdempotencySnapshot, IdempotencySpec
+from forze.application.contracts.resilience import CircuitBreakerStrategy, RateLimitStrategy
 from forze.application.contracts.search import SearchResultSnapshotSpec
 from forze.application.execution import (
     DepsPlan,
@@ -40,7 +41,13 @@ from forze.application.execution import (
     LifecyclePlan,
 )
 from forze.testing.servers import ValkeyServer
-from forze_redis import RedisClient, RedisDepsModule, redis_lifecycle_step
+from forze_redis import (
+    RedisClient,
+    RedisDepsModule,
+    redis_circuit_breaker_store,
+    redis_lifecycle_step,
+    redis_rate_limit_store,
+)
 
 OUT = Path(__file__).parent / "out"
 CALLERS = (1, 32)
@@ -54,6 +61,10 @@ SEMAPHORE = SemaphoreSpec(name="bench", permits=1_000)
 RWLOCK = ReadWriteLockSpec(name="bench")
 IDEMPOTENCY = IdempotencySpec(name="bench")
 SNAPSHOT = SearchResultSnapshotSpec(name="bench", ttl=timedelta(minutes=5), max_ids=IDS)
+PER_SECOND = 1_000_000
+ROOMY = RateLimitStrategy(permits=PER_SECOND)
+SPENT = RateLimitStrategy(permits=1, per=timedelta(hours=1))
+CIRCUIT = CircuitBreakerStrategy(min_throughput=1_000)
 
 Operation = Callable[[], Awaitable[object]]
 
@@ -85,8 +96,12 @@ async def _measure(server: ValkeyServer, rounds: int, seconds: float) -> dict[st
     print("Operations per second, medians of interleaved rounds\n")
     for callers in CALLERS:
         print(f"{callers} caller{'s' if callers > 1 else ''}")
-        async with _wired(server) as ctx, _redis_py(server, callers) as client:
-            for line in await _lines(server, ctx, client):
+        async with (
+            _wired(server) as ctx,
+            _redis_py(server, callers) as client,
+            await RedisClient().connect(server.dsn) as own,
+        ):
+            for line in [*await _lines(server, ctx, client), *_resilience(server, own)]:
                 report[f"{line.name}, {callers}"] = await _compare(line, callers, rounds, seconds)
     print(f"\nHand-off of one lock to the next of {WAITERS} waiters, ms")
     for runtimes in (1, 10):
@@ -171,6 +186,33 @@ async def _lines(
             lambda: client.get("bench:incr"),
         ),
         Line(f"snapshot: {PAGE} of {IDS} ids", page, "LRANGE", their_page),
+    ]
+
+
+def _resilience(server: ValkeyServer, client: RedisClient) -> list[Line]:
+    limits, circuits = redis_rate_limit_store(client), redis_circuit_breaker_store(client)
+    storage = RedisStorage(f"async+{server.dsn}", implementation="redispy")
+    item = RateLimitItemPerSecond(PER_SECOND)
+    moving, fixed = MovingWindowRateLimiter(storage), FixedWindowRateLimiter(storage)
+    key, spent, calls = ("bench", None), ("bench", "spent"), count()
+
+    async def call() -> None:
+        admission = await circuits.admit(key, CIRCUIT)
+        await circuits.record(key, CIRCUIT, True, admission)
+
+    async def failing() -> None:
+        admission = await circuits.admit(key, CIRCUIT)
+        await circuits.record(key, CIRCUIT, next(calls) % 10 > 0, admission)
+
+    hit = Line("rate limit: hit", lambda: limits.try_acquire(key, ROOMY))
+    return [
+        hit._replace(peer="limits, moving", theirs=lambda: moving.hit(item, "bench")),
+        hit._replace(
+            name="rate limit: hit again", peer="limits, fixed", theirs=lambda: fixed.hit(item, "f")
+        ),
+        Line("rate limit: denied", lambda: limits.try_acquire(spent, SPENT)),
+        Line("circuit: closed call", call),
+        Line("circuit: one in ten fails", failing),
     ]
 
 

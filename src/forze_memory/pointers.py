@@ -18,6 +18,7 @@ from forze.application.contracts.cache import (
     Aging,
     CacheInvalidation,
     CacheSpec,
+    Entry,
     Fill,
     Miss,
     OnOutage,
@@ -26,6 +27,7 @@ from forze.application.contracts.tenancy import require_tenant
 from forze.application.integrations.document import protocol
 from forze.application.integrations.document.codec import SEAL_MARK
 from forze.application.integrations.document.protocol import (
+    GENERATION_CHARS,
     INTENT_MS,
     LEASE_MS,
     Intent,
@@ -247,6 +249,29 @@ class MemoryPointers:
         before = self._server.pointer(address, now)
         pointer, found = protocol.read(before, self._tag, None, 0, now)
         return self._server.body(address, pointer, now) if found is Read.HIT else None
+
+    async def inspect(self, address: str) -> Entry:
+        server, now = self._server, self._server.now()
+        pointer = protocol.prune(server.pointer(address, now), now)
+        left = server.pointers.deadline(address) - now
+        match pointer:
+            case None:
+                return Entry("absent")
+            case Intent(ids):
+                return Entry("intent", left, writers=len(ids))
+            case Lease(tag=tag):
+                return Entry("lease", left, same_schema=tag == self._tag)
+        body = server.body(address, pointer, now)
+        return Entry(
+            "value",
+            left,
+            version=pointer.version,
+            size_bytes=None if body is None else len(body),
+            body_left_ms=server.bodies.deadline((address, pointer.version)) - now,
+            refreshing=pointer.refresh is not None,
+            same_generation=pointer.tag[:GENERATION_CHARS] == GENERATION,
+            same_schema=pointer.tag[GENERATION_CHARS:] == self._tag[GENERATION_CHARS:],
+        )
 
     async def elect(self, address: str, token: str) -> bool:
         await asyncio.sleep(0)

@@ -13,6 +13,7 @@ from forze.application.contracts.document import (
     DocumentStoreDepKey,
     DocumentStoreFactory,
 )
+from forze.application.contracts.health import HealthCheck, HealthDepKey
 from forze.application.contracts.idempotency import (
     IdempotencyDepKey,
     IdempotencyPort,
@@ -74,6 +75,9 @@ class PostgresDepsModule:
         self._documents: dict[str, AnyDocumentConfig] = {**rw, **ro}
         self._routes = _names(tx, "tx")
         self._one, self._several = _records(idempotency)
+        self._health = HealthCheck(
+            name="postgres" if name is None else f"postgres:{name}", ask=client.health
+        )
 
     def __call__(self) -> Deps:
         """The dependencies."""
@@ -85,6 +89,7 @@ class PostgresDepsModule:
             IdempotencyDepKey: {
                 name: self._idempotency(config) for name, config in self._several.items()
             },
+            HealthDepKey: {f"postgres-{id(self)}": self._health},
         }
         plain: dict[DepKey[Any], Any] = {}
         if self._one is not None:

@@ -1,6 +1,7 @@
 """Redis and Valkey for forze: the client, caches, and their lifecycle."""
 
 from forze_redis.acl import acl_rules
+from forze_redis.circuit_breaker import RedisCircuitBreakerStore, redis_circuit_breaker_store
 from forze_redis.client import RedisClient, RedisClientDepKey, RedisHealth
 from forze_redis.config import (
     RedisCacheConfig,
@@ -11,12 +12,14 @@ from forze_redis.config import (
 )
 from forze_redis.lifecycle import redis_lifecycle_step, routed_redis_lifecycle_step
 from forze_redis.module import RedisDepsModule
+from forze_redis.rate_limit import RedisRateLimitStore, redis_rate_limit_store
 from forze_redis.routed import RoutedRedisClient
 from forze_redis.wire.config import RedisConfig
 from forze_redis.wire.scripts import Script
 
 __all__ = [
     "RedisCacheConfig",
+    "RedisCircuitBreakerStore",
     "RedisClient",
     "RedisClientDepKey",
     "RedisConfig",
@@ -25,10 +28,13 @@ __all__ = [
     "RedisDistributedLockConfig",
     "RedisHealth",
     "RedisIdempotencyConfig",
+    "RedisRateLimitStore",
     "RedisSearchSnapshotConfig",
     "RoutedRedisClient",
     "Script",
     "acl_rules",
+    "redis_circuit_breaker_store",
     "redis_lifecycle_step",
+    "redis_rate_limit_store",
     "routed_redis_lifecycle_step",
 ]

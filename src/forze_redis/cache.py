@@ -21,6 +21,7 @@ from forze.application.contracts.cache import (
     Aging,
     CacheInvalidation,
     CacheSpec,
+    Entry,
     Fill,
     Miss,
     OnOutage,
@@ -28,6 +29,7 @@ from forze.application.contracts.cache import (
 from forze.application.contracts.deps import Resolver
 from forze.application.integrations.direct_cache import DIRECT, DirectCache
 from forze.application.integrations.document.protocol import (
+    GENERATION_CHARS,
     INTENT_MS,
     LEASE_MS,
 )
@@ -54,6 +56,7 @@ LARGE_SECONDS = 0.25
 
 READ = load_script("read")
 READ_LARGE = load_script("read_large")
+INSPECT = load_script("inspect")
 FILL = load_script("fill")
 FILL_LARGE = load_script("fill_large")
 ELECT = load_script("elect")
@@ -69,6 +72,7 @@ _MISSES = {1: Miss.LEASED, 2: Miss.HELD, 3: Miss.INTENT, 4: Miss.LARGE}
 _LEASE_MS = str(LEASE_MS)
 _LIMIT = str(SHARED_LIMIT_BYTES)
 _GLOB = re.compile(r"[][*?\\]")
+_WRITE = re.compile(rb":(\d+);")
 _NOBODY = Incarnation(UNKNOWN_GENERATION)
 
 
@@ -162,6 +166,8 @@ class RedisPointers:
 
     async def read_many(self, addresses: Sequence[str], token: str) -> list[bytes | Aging | Miss]:
         """What some nodes of a cluster do not answer is ``AWAY``; without any answer it raises."""
+        if not self._client.clustered and 0 < len(addresses) <= KEYS_PER_CALL:
+            return await self._read_together(addresses, token)
         asked = [(keys, self._identity(keys[0])) for keys in self._batches(addresses)]
         replies = await asyncio.gather(
             *(
@@ -187,6 +193,21 @@ class RedisPointers:
                 raise error
         return found
 
+    async def _read_together(
+        self, addresses: Sequence[str], token: str
+    ) -> list[bytes | Aging | Miss]:
+        """In one command."""
+        mine = self._one or self._identity(addresses[0])
+        try:
+            reply = await self._client.run_cached(READ, addresses, (mine.tag, token, *self._how))
+            if mine is not (self._one or self._identity(addresses[0])):
+                raise _another_server()
+        except BaseException:
+            self.give_back(addresses, token)
+            raise
+        answers = reply if len(addresses) > 1 else (reply,)
+        return [each if each.__class__ is bytes else _other(each) for each in answers]
+
     async def read_large(self, address: str) -> bytes | None:
         reply = await self._client.call_large(
             "EVALSHA",
@@ -197,6 +218,13 @@ class RedisPointers:
             timeout=LARGE_SECONDS,
         )
         return reply if isinstance(reply, bytes) else None
+
+    def inspect(self, address: str) -> Awaitable[Entry]:
+        answer = self._client.run_cached(INSPECT, (address,))
+        return self._looked(address, answer)
+
+    async def _looked(self, address: str, answer: Awaitable[Any]) -> Entry:
+        return _entry(await answer, self._identity(address).tag.encode())
 
     async def elect(self, address: str, token: str) -> bool:
         if not token.startswith(self._prefix):
@@ -438,6 +466,35 @@ def _other(reply: object) -> Aging | Miss:
             "changing replies?",
             backend="redis",
         ) from None
+
+
+def _entry(reply: Any, mine: bytes) -> Entry:
+    """What the script 'inspect' answered readers whose tag is ``mine``."""
+    if reply is None:
+        return Entry("absent")
+    pointer, left_ms, now, *body = reply
+    state, tag, rest = pointer[:1], pointer[1 : 1 + len(mine)], pointer[1 + len(mine) :]
+    if state == b"I":
+        writers = sum(int(deadline) > now for deadline in _WRITE.findall(pointer))
+        return Entry("intent" if writers else "absent", left_ms, writers=writers)
+    same_generation = tag[:GENERATION_CHARS] == mine[:GENERATION_CHARS]
+    same_schema = tag[GENERATION_CHARS:] == mine[GENERATION_CHARS:]
+    if state == b"L":
+        return Entry("lease", left_ms, same_generation=same_generation, same_schema=same_schema)
+    until = b"0"
+    if state == b"R":
+        _, until, rest = rest.split(b":", 2)
+    size, body_left_ms = body or (None, 0)
+    return Entry(
+        "value",
+        left_ms,
+        version=rest.decode(errors="replace"),
+        size_bytes=size,
+        body_left_ms=body_left_ms,
+        refreshing=int(until) > now,
+        same_generation=same_generation,
+        same_schema=same_schema,
+    )
 
 
 def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

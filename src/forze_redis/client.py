@@ -24,10 +24,10 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from inspect import iscoroutinefunction
 from time import monotonic
-from typing import Any, Self, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
 from redis.asyncio import Redis
 
@@ -47,6 +47,9 @@ from forze_redis.wire.slots import own_row, settled
 from forze_redis.wire.subscriptions import Heard, Subscription
 from forze_redis.wire.tracking import Tracking
 from forze_redis.wire.way import Way
+
+if TYPE_CHECKING:
+    from forze_redis.push_latency import PushLatency
 
 Argument: TypeAlias = str | bytes | int | float
 
@@ -76,6 +79,7 @@ class RedisHealth:
     breaker: str = "closed"
     breaker_since: datetime | None = None
     in_flight: int = 0
+    pushes: str = "off"
     error: str | None = None
     nodes: tuple[RedisHealth, ...] = ()
 
@@ -118,6 +122,8 @@ class RedisClient:
         self._availability = Availability()
         self._shape = Shape(self._availability)
         self._listeners = Listeners()
+        self.push_probe: PushLatency | None = None
+        """Who measures how long the server's pushes take, where somebody follows them."""
         _clients.add(self)
 
     async def connect(
@@ -367,6 +373,16 @@ class RedisClient:
             return self._link.available(key)
         return not self._availability.away
 
+    def where(self, key: str) -> str:
+        """The address of the server that has ``key``; without one, of where it was looked for."""
+        if self._endpoint is None:
+            return "no address: call connect()"
+        link = self._here()
+        try:
+            return link.home(key.encode()).where
+        except BackendUnavailable:
+            return link.where
+
     async def layout(self) -> tuple[str, ...]:
         """Which slots each primary of a cluster says it has; () for a single server.
 
@@ -408,6 +424,15 @@ class RedisClient:
     def tracking(self) -> Tracking:
         """Who hears of which keys in this process, and the state of the server's pushes."""
         return self._listeners.tracking
+
+    def push_latency(self) -> timedelta | None:
+        """From a change to the arrival of its push, as measured last; None where nobody follows
+        pushes, or the last one did not arrive. Being asked, it is measured anew, apart."""
+        probe = self.push_probe
+        if probe is None:
+            return None
+        probe.wanted()
+        return None if probe.seconds is None else timedelta(seconds=probe.seconds)
 
     async def health(self) -> RedisHealth:
         """Ask the server for a sign of life; never raises, takes a second at most."""
@@ -459,6 +484,7 @@ class RedisClient:
             breaker=availability.state,
             breaker_since=availability.since,
             in_flight=link.connection.in_flight,
+            pushes=self.tracking.state,
             error=error,
         )
 

@@ -90,3 +90,13 @@ class RedisSearchSnapshotConfig(ResourceConfig):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedisDistributedLockConfig(ResourceConfig):
     """One set of locks, of semaphores or of read/write locks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisRateLimitConfig(ResourceConfig):
+    """The limits of a rate-limit store."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisCircuitBreakerConfig(ResourceConfig):
+    """The circuits of a breaker store."""

@@ -20,6 +20,7 @@ from forze.application.contracts.dlock import (
     SemaphorePort,
     SemaphoreSpec,
 )
+from forze.application.contracts.health import HealthCheck, HealthDepKey
 from forze.application.contracts.idempotency import (
     IdempotencyDepKey,
 )
@@ -114,10 +115,16 @@ class RedisDepsModule:
         self._add(DistributedLockDepKey, "dlocks", locks, dlocks, _dlock)
         self._add(SemaphoreDepKey, "semaphores", locks, semaphores, _semaphore)
         self._add(ReadWriteLockDepKey, "rwlocks", locks, rwlocks, _rwlock)
+        self._health = HealthCheck(
+            name="redis" if name is None else f"redis:{name}",
+            ask=client.health,
+            required=any(map(_fails_when_away, self.configs)),
+        )
 
     def __call__(self) -> Deps:
         """The dependencies."""
         plain, routed = dict(self._plain), dict(self._routed)
+        routed[HealthDepKey] = {f"redis-{id(self)}": self._health}
         if self._name is None:
             plain[RedisClientDepKey] = self._client
         else:
@@ -166,6 +173,11 @@ class RedisDepsModule:
     ) -> Factory[S, P]:
         self.configs.append(config)
         return lambda ctx, spec: make(self._client, spec, config, ctx)
+
+
+def _fails_when_away(config: ResourceConfig) -> bool:
+    """Whether calls fail while the server is away. Those of a cache go on without it."""
+    return not isinstance(config, RedisCacheConfig) or config.on_outage == "refuse"
 
 
 def _cache(

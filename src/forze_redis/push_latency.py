@@ -1,9 +1,9 @@
 """How long pushes take, measured: an invalidation carries no time, so we cause some ourselves.
 
-Whenever metrics are collected, a key of our own is written on a connection of the pool, as
-another process would write it, and the time until its push arrives is recorded: server, network
-and event loop included, as an in-process tier sees it. A push that never arrives is not
-recorded; that the stream fails is for ``tracking`` to notice.
+Whenever metrics are collected, or somebody asks, a key of our own is written on a connection
+of the pool, as another process would write it, and the time until its push arrives is noted:
+server, network and event loop included, as an in-process tier sees it. A push that never
+arrives is not recorded; that the stream fails is for ``tracking`` to notice.
 
 The key stands beside the namespace's own, behind a prefix that only this process follows, so
 no other one hears of it: ``{namespace}/push-latency/{process}/cache/pointer/{probe}``.
@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from secrets import token_hex
 from time import monotonic
 from typing import Final
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
 
 from forze.application.contracts.deps import Resolver
 from forze.application.integrations.document.telemetry import Telemetry, telemetry_of
@@ -36,18 +36,21 @@ class PushLatency:
     """Probes the pushes of one client. To ``Tracking`` it is a tier that keeps nothing."""
 
     def __init__(
-        self, resolver: Resolver, client: RedisClient, telemetry: Telemetry, namespace: str
+        self, resolver: Resolver, client: RedisClient, telemetry: Telemetry | None, namespace: str
     ) -> None:
         self._resolver = ref(resolver)
         self._client = client
-        self._telemetry = ref(telemetry)
+        self._telemetry = None if telemetry is None else ref(telemetry)
+        self.seconds: float | None = None
+        """What the last push took; None where it did not arrive."""
         self._loop = asyncio.get_running_loop()
         self._follows = self._refused = False
         self._prefix = f"{namespace}/push-latency/{_HERE}{os.getpid():x}{POINTER}"
         self._task: asyncio.Task[None] | None = None
         self._awaited = ""
         self._sent = 0.0
-        telemetry.on_collection(self.wanted)
+        if telemetry is not None:
+            telemetry.on_collection(self.wanted)
 
     def wanted(self) -> None:
         """Probe once; called in any thread."""
@@ -56,16 +59,18 @@ class PushLatency:
         except RuntimeError:
             _log.debug("the event loop is closed: pushes are not measured any more")
 
-    def serves(self, telemetry: Telemetry) -> bool:
+    def serves(self, resolver: Resolver) -> bool:
         """Whether it measures for this scope."""
-        return self._telemetry() is telemetry
+        return self._resolver() is resolver
 
     def drop(self, addresses: Iterable[str], *, pushed: bool = False) -> None:
         """Called by ``Tracking``: keys behind our prefix changed."""
-        telemetry = self._telemetry()
-        if pushed and telemetry is not None and self._awaited in addresses:
-            self._awaited = ""
-            telemetry.pushed_within(monotonic() - self._sent)
+        if not pushed or self._awaited not in addresses:
+            return
+        self._awaited, self.seconds = "", monotonic() - self._sent
+        telemetry = None if self._telemetry is None else self._telemetry()
+        if telemetry is not None:
+            telemetry.pushed_within(self.seconds)
 
     def flush(self) -> None:
         """Called by ``Tracking``: what was sent may have been lost."""
@@ -89,6 +94,8 @@ class PushLatency:
     async def _probe(self) -> None:
         try:
             await self._client.call_large("PING")  # so that no connection is opened below
+            if self._awaited:
+                self.seconds = None
             self._awaited, self._sent = self._prefix + token_hex(8), monotonic()
             await self._client.call_large("SET", self._awaited, b"", "PX", LIFE_MS)
         except (BackendUnavailable, BackendTimeout):
@@ -98,21 +105,17 @@ class PushLatency:
             _log.warning("the latency of pushes cannot be measured: %s", error)
 
 
-_probes: WeakKeyDictionary[RedisClient, ref[PushLatency]] = WeakKeyDictionary()
-
-
 def measure_push_latency(resolver: Resolver, client: RedisClient, namespace: str) -> None:
-    """Measure the pushes of ``client`` while the scope is open and somebody collects metrics.
+    """Measure the pushes of ``client`` while the scope is open, whenever somebody collects metrics
+    or asks for ``client.push_latency()``.
 
-    Once per client and scope, however many namespaces it has; nothing without telemetry. Two
-    round trips on a connection of the pool each time metrics are collected.
+    Once per client and scope, however many namespaces it has. Two round trips on a connection
+    of the pool each time, nothing in between.
     """
-    telemetry = telemetry_of(resolver)
-    known = _probes.get(client)
-    probe = None if known is None else known()
-    if telemetry is None or (probe is not None and probe.serves(telemetry)):
+    probe = client.push_probe
+    if probe is not None and probe.serves(resolver):
         return
     try:
-        _probes[client] = ref(PushLatency(resolver, client, telemetry, namespace))
+        client.push_probe = PushLatency(resolver, client, telemetry_of(resolver), namespace)
     except RuntimeError:
         _log.debug("bound outside the event loop: pushes are not measured")

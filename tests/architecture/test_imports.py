@@ -13,7 +13,8 @@ from tests.architecture.tree import ROOT
 PUBLIC = {
     "forze.domain.models": "BaseDTO CreateDocumentCmd Document ReadDocument",
     "forze.application.contracts.cache": (
-        "AgeBasedTtl CacheDepKey CacheInvalidation CachePort CacheSpec L1Spec PointerCache"
+        "AgeBasedTtl CACHED CacheDepKey CacheInvalidation CachePort CacheSpec CacheTags L1Spec "
+        "PointerCache"
     ),
     "forze.application.contracts.counter": "CounterDepKey CounterPort CounterSpec IdAllocator",
     "forze.application.contracts.search": (
@@ -32,20 +33,42 @@ PUBLIC = {
     "forze.application.contracts.idempotency": (
         "IdempotencyDepKey IdempotencyPort IdempotencySnapshot IdempotencySpec"
     ),
+    "forze.application.integrations.cached": "CachedFunction cached",
     "forze.application.integrations.idempotency": "StoredIdempotency idempotent payload_hash",
+    "forze.application.contracts.resilience": (
+        "BulkheadStrategy CircuitBreakerStore CircuitBreakerStrategy RateLimitDecision "
+        "RateLimitStore RateLimitStrategy ResilienceDepKey ResiliencePolicy ResiliencePort "
+        "RetryStrategy"
+    ),
+    "forze.application.integrations.resilience": (
+        "LocalCircuitBreakerStore LocalRateLimitStore resilient"
+    ),
     "forze.application.contracts.tenancy": "bind_principal bind_tenant",
     "forze.application.contracts.transaction": "TransactionManager",
     "forze.application.execution": (
         "DepKey Deps DepsPlan DepsRegistry ExecutionContext ExecutionRuntime LifecyclePlan "
-        "LifecycleStep TelemetrySpec"
+        "LifecycleStep Portal ResilienceDepsModule TelemetrySpec"
     ),
+    "forze.application.contracts.introspection": (
+        "ClaimView Degrading HoldsClaims HoldsLocks KeepsLimits LockView Pushing"
+    ),
+    "forze.application.contracts.health": "Health HealthCheck HealthDepKey",
     "forze.errors": (
-        "BackendCorrupt BackendError BackendTimeout BackendUnavailable ConfigurationError "
+        "BackendCorrupt BackendError BackendTimeout BackendUnavailable BulkheadFull CallTimeout "
+        "CircuitOpen ConfigurationError "
         "ConflictError FencedOut ForzeError IdempotencyInProgress IdempotencyMismatch LockLost "
         "LockNotAcquired NotFoundError RevisionMismatch SnapshotGone TenantRequired Throttled "
         "TransactionDoomed ValidationError"
     ),
     "forze.testing.servers": "PostgresServer RedisServer ValkeyServer",
+    "forze_fastapi": (
+        "BodyLimit ContextDep FreshRequests HTTPProblem HealthProbe "
+        "IdempotencyFeature Problem RateLimit ResponseHeaders TenantHeader "
+        "attach_document_endpoints "
+        "attach_health attach_metrics bind_request cached_response caller console context_of open_to_everyone "
+        "problem_response "
+        "problem_responses register_exception_handlers runtime_lifespan"
+    ),
     "forze_memory": "MemoryDepsModule",
     "forze_postgres": (
         "PostgresClient PostgresConfig PostgresDepsModule PostgresDocumentConfig "
@@ -56,6 +79,8 @@ PUBLIC = {
         "RedisCacheConfig RedisClient RedisClientDepKey RedisConfig RedisDepsModule "
         "RedisCounterConfig RedisDistributedLockConfig RedisIdempotencyConfig "
         "RedisSearchSnapshotConfig "
+        "RedisCircuitBreakerStore RedisRateLimitStore redis_circuit_breaker_store "
+        "redis_rate_limit_store "
         "RoutedRedisClient acl_rules redis_lifecycle_step routed_redis_lifecycle_step"
     ),
 }

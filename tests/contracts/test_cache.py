@@ -8,6 +8,7 @@ from forze.testing.batteries import (
     CacheBehaviour,
     CacheFailures,
     CacheOutage,
+    InspectionBehaviour,
     PointerBehaviour,
     PointerFailures,
     RefreshBehaviour,
@@ -41,6 +42,11 @@ class TestPointers(PointerBehaviour):
 
 @everywhere
 class TestPointerFailures(PointerFailures):
+    pass
+
+
+@everywhere
+class TestInspection(InspectionBehaviour):
     pass
 
 

@@ -27,6 +27,7 @@ from forze.testing.batteries import (
     CacheFailures,
     CacheLeg,
     CacheOutage,
+    InspectionBehaviour,
     PointerBehaviour,
     PointerFailures,
     RefreshBehaviour,
@@ -98,6 +99,10 @@ class TestCacheOutage(CacheOutage):
 
 
 class TestPointers(PointerBehaviour):
+    pass
+
+
+class TestInspection(InspectionBehaviour):
     pass
 
 

@@ -22,6 +22,7 @@ from forze.application.integrations.document import (
 from forze.application.integrations.document.l1.contest import Contest
 from forze.application.integrations.document.l1.segments import Policy, Segments
 from forze.application.integrations.document.l1.sketch import FrequencySketch
+from forze.application.integrations.document.l1.store import PeekableL1Store
 
 TTL = timedelta(seconds=10)
 HOUR = timedelta(hours=1)
@@ -73,6 +74,21 @@ def both(capacity: int, keys: Sequence[object], seed: int = 5) -> tuple[float, f
     lru = LruL1Store(capacity=capacity, ttl=HOUR)
     chooser = TinyLfuL1Store(capacity=capacity, ttl=HOUR, random=Random(seed))
     return replay(lru, keys), replay(chooser, keys)
+
+
+def test_looking_counts_as_no_use(make: Callable[[int], L1Store], clock: Clock) -> None:
+    store = make(2)
+    assert isinstance(store, PeekableL1Store)
+    store.set("a", 1)
+    store.set("b", 2)
+    before = store.stats()
+    clock.now = 4.0
+    assert store.peek("a") == (1, 6.0)
+    assert store.peek("nothing") is None
+    assert store.stats() == before
+    clock.now = TTL.total_seconds()
+    assert store.peek("a") is None
+    assert store.stats() == before
 
 
 def test_what_was_set_is_read_until_its_ttl_has_passed(

@@ -24,6 +24,7 @@ from forze.application.contracts.cache import (
     Aging,
     CacheInvalidation,
     CacheSpec,
+    Entry,
     Fill,
     Miss,
     OnOutage,
@@ -142,6 +143,11 @@ class RoutedPointers:
         route, key = parts(address)
         async with self._client.hold_cached(route) as seat:
             return await self._of(seat).read_large(key)
+
+    async def inspect(self, address: str) -> Entry:
+        route, key = parts(address)
+        async with self._client.hold_cached(route) as seat:
+            return await self._of(seat).inspect(key)
 
     async def elect(self, address: str, token: str) -> bool:
         route, key = parts(address)

@@ -217,8 +217,20 @@ class CachePort(Protocol):
         transaction it takes effect at commit."""
         ...
 
+    async def invalidate_tags(self, *tags: str) -> None:
+        """Invalidate every cached call that carries one of these tags (of the bound tenant).
+
+        Once it has returned, no value whose load began before is served. In a transaction it
+        takes effect at commit, and until then nobody caches what carries one. One round trip.
+        """
+        ...
+
     def pointers(self, fingerprint: str) -> PointerCache:
         """The pointer operations over the same keys, for readers of one model schema."""
+        ...
+
+    def tags(self) -> CacheTags:
+        """The tags of cached calls kept here; the same object every time."""
         ...
 
 
@@ -251,6 +263,34 @@ class Fill(NamedTuple):
     body: bytes
     life_ms: int
     window_ms: int = 0
+
+
+class Entry(NamedTuple):
+    """What a cache has of one document, looked at without touching it."""
+
+    state: Literal["value", "lease", "intent", "absent"]
+    left_ms: int = 0
+    """Until the state ends by itself: a value dies, a lease or the last intent lapses."""
+    version: str | None = None
+    """Of a value."""
+    size_bytes: int | None = None
+    """Of a value's body; None where that is gone."""
+    body_left_ms: int = 0
+    """Until the body dies unless it is read: less than ``left_ms`` where lives slide."""
+    refreshing: bool = False
+    """Whether some reader is replacing the value early."""
+    writers: int = 0
+    """Writes in flight."""
+    same_generation: bool = True
+    same_schema: bool = True
+    """Whether it was left by the server as it is now, and by readers of the same model. Else it
+    is nothing to readers, unless it is an intent."""
+
+    @property
+    def readable(self) -> bool:
+        """Whether a read would hit it."""
+        ours = self.same_generation and self.same_schema
+        return self.state == "value" and ours and self.size_bytes is not None
 
 
 class PointerCache(Protocol):
@@ -312,6 +352,10 @@ class PointerCache(Protocol):
         """The current body, of any size, off the shared connection; takes no lease."""
         ...
 
+    def inspect(self, address: str) -> Awaitable[Entry]:
+        """What is there; changes nothing, and counts as no read."""
+        ...
+
     def elect(self, address: str, token: str) -> Awaitable[bool]:
         """Give ``token`` the right to refresh a current value early, for as long as a lease;
         whether it got it: one reader at a time does, and everyone else still hits."""
@@ -369,6 +413,31 @@ class PointerCache(Protocol):
         ...
 
 
+class CacheTags(Protocol):
+    """The tags of one cache's calls."""
+
+    @property
+    def pointers(self) -> PointerCache:
+        """The pointer operations on tags, and on calls."""
+        ...
+
+    def address(self, tag: str) -> str:
+        """The address of a tag under the bound tenant."""
+        ...
+
+    async def invalidate(self, tags: Iterable[str]) -> None:
+        """As ``CachePort.invalidate_tags``."""
+        ...
+
+    def owed(self, addresses: Iterable[str]) -> bool:
+        """Whether the cache has still to be told that one of these tags was invalidated."""
+        ...
+
+    def follow(self, tier: CacheInvalidation) -> None:
+        """Have ``tier`` dropped from what the cache could not be told of. Holds it weakly."""
+        ...
+
+
 class CacheInvalidation(Protocol):
     """An in-process tier of decoded documents, as its cache sees it: told what holds no longer."""
 
@@ -386,5 +455,8 @@ class CacheInvalidation(Protocol):
         ``bound_seconds`` pass between a change and the drop of its entry."""
         ...
 
+
+CACHED: CacheSpec = CacheSpec(name="cached")
+"""Where calls of cached functions are kept unless they say otherwise."""
 
 CacheDepKey: DepKey[Factory[CacheSpec, CachePort]] = DepKey("cache")

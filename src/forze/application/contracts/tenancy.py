@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from forze.errors import TenantRequired, ValidationError
@@ -18,8 +19,13 @@ from forze.errors import TenantRequired, ValidationError
 TENANT: ContextVar[str | None] = ContextVar("forze_tenant", default=None)
 """The tenant of a task; itself only for what cannot afford a call (:func:`current_tenant`)."""
 
-_principal: ContextVar[str | None] = ContextVar("forze_principal", default=None)
+PRINCIPAL: ContextVar[str | None] = ContextVar("forze_principal", default=None)
+"""The principal of a task; likewise."""
+
 _deadline: ContextVar[float | None] = ContextVar("forze_deadline", default=None)
+
+TRAVELLING: tuple[ContextVar[Any], ...] = (TENANT, PRINCIPAL, _deadline)
+"""What a call takes along that is carried to another event loop; transactions stay behind."""
 
 
 def current_tenant() -> str | None:
@@ -37,7 +43,7 @@ def require_tenant(resource: str) -> str:
 
 def current_principal() -> str | None:
     """The principal (user, service) bound to this task, or None."""
-    return _principal.get()
+    return PRINCIPAL.get()
 
 
 def current_deadline() -> float | None:
@@ -72,7 +78,18 @@ def bind_again(tenant: str | None) -> AbstractContextManager[None]:
 
 def bind_principal(principal: UUID | str) -> AbstractContextManager[None]:
     """Bind ``principal`` to the current task for the length of a ``with`` block."""
-    return _bound(_principal, "principal", principal)
+    return _bound(PRINCIPAL, "principal", principal)
+
+
+@contextmanager
+def bind_exactly(tenant: str | None, principal: str | None) -> Iterator[None]:
+    """Bind these for the length of a ``with`` block; None is nobody, whoever was bound before."""
+    tokens = TENANT.set(tenant), PRINCIPAL.set(principal)
+    try:
+        yield
+    finally:
+        TENANT.reset(tokens[0])
+        PRINCIPAL.reset(tokens[1])
 
 
 @contextmanager

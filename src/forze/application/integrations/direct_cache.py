@@ -12,9 +12,11 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
-from forze.application.contracts.cache import CacheSpec, JsonValue, PointerCache
+from forze.application.contracts.cache import CacheSpec, CacheTags, JsonValue, PointerCache
 from forze.application.contracts.deps import Resolver
 from forze.application.contracts.transaction import open_transactions
+from forze.application.integrations.cached.arguments import check_tag
+from forze.application.integrations.cached.tags import SCHEMA, Tags
 from forze.application.integrations.document.codec import RAW_MARK, unseal
 from forze.application.integrations.document.outage import Journals
 from forze.application.integrations.document.protocol import SCHEMA_CHARS
@@ -82,6 +84,7 @@ class DirectCache(ABC, Generic[A]):
         self._resolver = resolver
         self._max_value_bytes = max_value_bytes
         self._direct: Outlet | None = None
+        self._tags: Tags | None = None
 
     # -- what a backend implements -------------------------------------------
 
@@ -174,6 +177,16 @@ class DirectCache(ABC, Generic[A]):
             write = Invalidation.of(transaction, self._resolver)
             write.announce(self._outlet(), [self._pointer(each) for each in addresses])
             write.then(lambda: self._remove(addresses))
+
+    async def invalidate_tags(self, *tags: str) -> None:
+        for each in tags:
+            check_tag(each, f"cache {self._spec.name!r}")
+        await self.tags().invalidate(tags)
+
+    def tags(self) -> CacheTags:
+        if self._tags is None:
+            self._tags = Tags(self.pointers(SCHEMA), self._resolver)
+        return self._tags
 
     async def delete(self, key: str, *, hard: bool = True) -> bool:
         if open_transactions():

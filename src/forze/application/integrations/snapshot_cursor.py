@@ -50,7 +50,7 @@ def read_cursor(
         cursor = _loaded(raw[SIGNATURE_BYTES:])
         # The decoder skips what it does not know: only the one spelling is ours.
         genuine = _text(_signature(spec, cursor) + _dumped(cursor))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         _refuse(text, field)
     if not hmac.compare_digest(genuine.encode(), text.encode()):
         _refuse(text, field)

@@ -7,6 +7,7 @@ when things go wrong.
 """
 
 from forze.testing.batteries.cache import CacheBehaviour, CacheFailures, CacheOutage
+from forze.testing.batteries.cached_functions import CachedBehaviour, CachedFailures
 from forze.testing.batteries.counters import (
     CounterBehaviour,
     CounterFailures,
@@ -23,6 +24,7 @@ from forze.testing.batteries.idempotency_failures import (
     IdempotencyTransactions,
 )
 from forze.testing.batteries.idempotency_ownership import IdempotencyOwnership
+from forze.testing.batteries.inspection import InspectionBehaviour
 from forze.testing.batteries.legs import CacheLeg, DocumentLeg, Outage
 from forze.testing.batteries.locks import (
     DistributedLockBehaviour,
@@ -31,6 +33,13 @@ from forze.testing.batteries.locks import (
     LockLeg,
 )
 from forze.testing.batteries.pointers import PointerBehaviour, PointerFailures
+from forze.testing.batteries.resilience import (
+    BreakerBehaviour,
+    BreakerFailures,
+    RateLimitBehaviour,
+    RateLimitFailures,
+    ResilienceLeg,
+)
 from forze.testing.batteries.search_snapshots import (
     CursorBehaviour,
     SnapshotBehaviour,
@@ -55,10 +64,14 @@ from forze.testing.batteries.transactions import TransactionBehaviour, Transacti
 __all__ = [
     "AllocatorBehaviour",
     "AllocatorFailures",
+    "BreakerBehaviour",
+    "BreakerFailures",
     "CacheBehaviour",
     "CacheFailures",
     "CacheLeg",
     "CacheOutage",
+    "CachedBehaviour",
+    "CachedFailures",
     "CounterBehaviour",
     "CounterFailures",
     "CounterLeg",
@@ -77,13 +90,17 @@ __all__ = [
     "IdempotencyOutage",
     "IdempotencyOwnership",
     "IdempotencyTransactions",
+    "InspectionBehaviour",
     "LockLeg",
     "Outage",
     "PointerBehaviour",
     "PointerFailures",
+    "RateLimitBehaviour",
+    "RateLimitFailures",
     "ReadWriteLockBehaviour",
     "ReadWriteLockFailures",
     "RefreshBehaviour",
+    "ResilienceLeg",
     "SemaphoreBehaviour",
     "SemaphoreFailures",
     "SlidingBehaviour",

@@ -86,8 +86,8 @@ class Claim:
 
     __slots__ = (
         "__weakref__", "_hold", "began", "closed", "doubtful", "failing", "generation", "guarded",
-        "identity", "key", "lost", "operation", "owner", "payload_hash", "phase", "replay",
-        "scope", "store", "takeover", "task", "timer", "watcher",
+        "identity", "kept_at", "key", "lost", "operation", "owner", "payload_hash", "phase",
+        "replay", "scope", "store", "takeover", "task", "timer", "watcher",
     )  # fmt: skip
 
     def __init__(
@@ -105,7 +105,7 @@ class Claim:
         """Whether a block of its own ends it."""
         self.scope, self.task = current_scope(), this_task()
         self.owner = uuid4().hex
-        self.began = time.monotonic()
+        self.began = self.kept_at = time.monotonic()
         self.phase = Phase.ASKING
         self.generation = 0
         self.takeover = self.lost = self.doubtful = False
@@ -164,6 +164,10 @@ class Claims:
         if claim.scope is not None:
             claim.scope.claims.add(claim)
         self._open.setdefault(claim.identity, []).append(claim)
+
+    def all(self) -> list[Claim]:
+        """Each of them."""
+        return [claim for among in self._open.values() for claim in among]
 
     def remove(self, claim: Claim) -> None:
         """It has ended."""

@@ -81,6 +81,7 @@ class Leases:
     async def _beat(self, claim: Claim) -> None:
         spec, store = self._spec, claim.store
         assert store is not None
+        sent = time.monotonic()
         try:
             held = await store.beat(
                 claim.name, claim.owner, claim.generation, spec.lease, spec.pending_ttl
@@ -90,6 +91,8 @@ class Leases:
             if not isinstance(error, BackendError):
                 self._give_up(claim)  # the client was closed, or may not: nor will it later
             return
+        if held:
+            claim.kept_at = sent
         if held or claim.phase not in (Phase.HELD, Phase.ENLISTED):
             return
         claim.lost = True

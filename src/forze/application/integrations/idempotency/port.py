@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -23,6 +24,7 @@ from forze.application.contracts.idempotency import (
     IdempotencySpec,
     IdempotencyStats,
 )
+from forze.application.contracts.introspection import ClaimView
 from forze.application.integrations.idempotency.asking import AWAY, ask
 from forze.application.integrations.idempotency.claims import (
     Claim,
@@ -159,6 +161,24 @@ class StoredIdempotency:
     def stats(self) -> IdempotencyStats:
         """Counts since the port was made."""
         return IdempotencyStats(**self._counts)
+
+    def open_claims(self) -> list[ClaimView]:
+        """Operations under way in this process. Implements ``HoldsClaims``."""
+        now, epoch, lease = time.monotonic(), time.time(), self._spec.lease.total_seconds()
+        return [
+            ClaimView(
+                self._spec.name,
+                claim.operation,
+                claim.key,
+                claim.generation,
+                claim.phase.name.lower(),
+                epoch - (now - claim.began),
+                max(0.0, claim.kept_at + lease - now) if claim.generation else None,
+                claim.takeover,
+                claim.lost,
+            )
+            for claim in sorted(self._leases.claims.all(), key=lambda each: each.began)
+        ]
 
     async def verify(self) -> None:
         """Compare what the store needs with what is there."""

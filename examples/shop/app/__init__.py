@@ -1,0 +1,1 @@
+"""The shop: a catalogue, orders, a worker that confirms them, a report."""

@@ -1,0 +1,71 @@
+"""The worker: Celery on the same Valkey, and the shop's own code through the portal.
+
+Tasks are synchronous and ports are not; the portal runs the shop's runtime in a thread of each
+worker process, with the caches, leases and pushes that the replicas have.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import suppress
+from typing import Any
+from uuid import UUID
+
+from celery import Celery
+from celery.signals import beat_embedded_init, worker_init, worker_process_shutdown
+
+from app import orders
+from app.settings import settings
+from app.wiring import build_runtime
+from forze.application.execution import ExecutionContext, Portal
+from forze.errors import LockNotAcquired
+
+portal = Portal(build_runtime, name="shop-worker")
+worker_process_shutdown.connect(lambda **_: portal.close(), weak=False)
+
+worker = Celery("shop", broker=settings.redis_dsn)
+worker.conf.update(
+    task_ignore_result=True,
+    task_publish_retry=False,
+    worker_prefetch_multiplier=1,
+    broker_connection_retry_on_startup=True,
+    broker_transport_options={"max_retries": 1, "interval_start": 0},  # of who publishes
+    beat_schedule={"rounds": {"task": "app.tasks.rounds", "schedule": 1.0}},
+)
+
+
+@worker_init.connect
+def be_patient(**_: Any) -> None:
+    """A replica gives up on a broker that is away, for the rounds make up for it; a worker must
+    not, or it would end."""
+    worker.conf.broker_transport_options = {}
+
+
+@beat_embedded_init.connect
+def end_with_the_worker(**_: Any) -> None:
+    """The clock is a process of its own, and would outlive a worker that was killed."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@worker.task
+@portal.sync
+async def confirm(ctx: ExecutionContext, order_id: str) -> None:
+    """Charge for the order and confirm it."""
+    await orders.try_to_confirm(ctx, UUID(order_id))
+
+
+@worker.task(expires=5)
+@portal.sync
+async def rounds(ctx: ExecutionContext) -> None:
+    """Once a second: what was forgotten, and the books."""
+    with suppress(LockNotAcquired):  # another process is making them
+        await orders.make_rounds(ctx)

@@ -1,0 +1,5 @@
+"""Responses kept by what they depend on: the decorator, and invalidation by tags."""
+
+from forze_fastapi.response_cache.feature import cached_response
+
+__all__ = ["cached_response"]
