@@ -59,47 +59,49 @@ def runtime_lifespan(
 
 
 class _Shared:
-    """One runtime that is open, and the applications that use it."""
+    """One runtime, and the applications that use it or wait for it to start."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.turn = asyncio.Lock()
         self.users = 0
+        self.is_open = False
         self.scope = AsyncExitStack()
 
 
-_open: Final[WeakKeyDictionary[ExecutionRuntime, _Shared]] = WeakKeyDictionary()
+_shared: Final[WeakKeyDictionary[ExecutionRuntime, _Shared]] = WeakKeyDictionary()
 
 
 @asynccontextmanager
 async def _running(runtime: ExecutionRuntime) -> AsyncIterator[None]:
     """Its scope, opened by the first who comes and closed by the last who goes."""
-    shared = _open.get(runtime)
+    shared = _shared.get(runtime)
     if shared is None or shared.loop.is_closed():
-        shared = _open[runtime] = _Shared()
+        shared = _shared[runtime] = _Shared()
     elif shared.loop is not asyncio.get_running_loop():
         raise ConfigurationError(
             "the runtime is open in another event loop; give each loop a runtime of its own"
         )
-    async with shared.turn:
-        try:
-            if not shared.users:
-                await shared.scope.enter_async_context(runtime.scope())
-            shared.users += 1
-        finally:
-            _forget_unused(runtime, shared)
+    shared.users += 1  # before the first await, so that nobody closes what we wait for
     try:
+        async with shared.turn:
+            if not shared.is_open:
+                await shared.scope.enter_async_context(runtime.scope())
+                shared.is_open = True
         yield
     finally:
-        async with shared.turn:
-            shared.users -= 1
-            if not shared.users:
-                try:
-                    await shared.scope.aclose()
-                finally:
-                    _forget_unused(runtime, shared)
+        shared.users -= 1
+        if not shared.users:
+            await _close(runtime, shared)
 
 
-def _forget_unused(runtime: ExecutionRuntime, shared: _Shared) -> None:
-    if not shared.users and _open.get(runtime) is shared:
-        del _open[runtime]
+async def _close(runtime: ExecutionRuntime, shared: _Shared) -> None:
+    """Nobody uses it: the turn is free, or with whoever closes it already."""
+    try:
+        if shared.is_open:
+            shared.is_open = False
+            async with shared.turn:  # who comes meanwhile opens it again afterwards
+                await shared.scope.aclose()
+    finally:
+        if not shared.users and not shared.turn.locked():
+            _shared.pop(runtime, None)

@@ -33,8 +33,8 @@ from forze_redis import (
 SPEC = IdempotencySpec(name="payments", wait=timedelta(seconds=20))
 
 
-def application() -> FastAPI:
-    """On the server that the environment names."""
+def application(dsn: str | None = None) -> FastAPI:
+    """On this server, or on the one that the environment names."""
     client = RedisClient()
     api = ResiliencePolicy(rate_limit=RateLimitStrategy(permits=10, per=3600))
     runtime = ExecutionRuntime(
@@ -49,7 +49,7 @@ def application() -> FastAPI:
                 ),
             ),
         ),
-        lifecycle=LifecyclePlan.from_steps(redis_lifecycle_step(dsn=os.environ["DSN"])),
+        lifecycle=LifecyclePlan.from_steps(redis_lifecycle_step(dsn=dsn or os.environ["DSN"])),
         specs=[SPEC],
     )
     app = FastAPI(lifespan=runtime_lifespan(runtime))

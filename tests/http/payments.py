@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from datetime import timedelta
 from typing import Annotated, Any
 
@@ -20,7 +20,8 @@ from fastapi import (
     Response,
     UploadFile,
 )
-from fastapi.responses import PlainTextResponse, RedirectResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse, StreamingResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 
 from forze.application.contracts.idempotency import IdempotencySpec
@@ -51,25 +52,57 @@ class Payment(BaseModel):
     note: str | None = None
 
 
+class Declined(Exception):
+    """The application answers it with 402."""
+
+
+class DatedRoute(APIRoute):
+    """A user's own kind of route, that has the last word on an answer."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def dated(request: Request) -> Response:
+            response = await handle(request)
+            response.status_code, response.headers["Last-Modified"] = 203, "1"
+            return response
+
+        return dated
+
+
 class World:
     """The application, and what a test sees and holds of it."""
 
     def __init__(self, runtime: ExecutionRuntime, spec: IdempotencySpec, **options: Any) -> None:
         self.runtime = runtime
         self.once = IdempotencyFeature(spec=spec, ctx_dep=runtime.get_context, **options)
-        self.runs = 0
-        self.entered = asyncio.Event()
-        self.go = asyncio.Event()
-        self.background: list[int] = []
-        self.chunks: list[bytes] = []
-        self.claims: list[Any] = []
-        self.left: list[str] = []
+        self.forget()
         self.app = FastAPI(lifespan=runtime_lifespan(runtime), dependencies=[Depends(self.bound)])
         register_exception_handlers(self.app)
         router = APIRouter(prefix="/v1")
         self.plain(router)
         self.odd(router)
         self.app.include_router(router)
+        self.app.exception_handler(Declined)(self.declining)
+        for path in ("/a", "/b"):
+            mounted = FastAPI(dependencies=[Depends(self.bound)])
+            mounted.include_router(router)
+            self.app.mount(path, mounted)
+
+    async def declining(self, _: Request, __: Exception) -> Response:
+        self.declined += 1
+        return JSONResponse({"declined": self.declined}, 402)
+
+    def forget(self) -> None:
+        """Begin anew, for another test."""
+        self.runs = 0
+        self.declined = 0
+        self.entered = asyncio.Event()
+        self.go = asyncio.Event()
+        self.background: list[int] = []
+        self.chunks: list[bytes] = []
+        self.claims: list[Any] = []
+        self.left: list[str] = []
 
     async def bound(self, x_user: Annotated[str | None, Header()] = None) -> AsyncIterator[None]:
         ctx = self.runtime.get_context()
@@ -122,6 +155,8 @@ class World:
             self.runs += 1
             if how == "raise":
                 raise HTTPException(code, "said", headers={"ETag": '"raised"'})
+            if how == "declined":
+                raise Declined
             if how == "missing":
                 raise NotFoundError("no such account", resource="accounts")
             if how == "crash":
@@ -183,6 +218,18 @@ class World:
             self.runs += 1
             return {"title": title, "text": (await file.read()).decode(), "run": self.runs}
 
+        def converting() -> Iterator[None]:
+            try:
+                yield
+            except HTTPException:
+                raise NotFoundError("made of it", resource="accounts") from None
+
+        @router.post("/converted", dependencies=[Depends(converting)])
+        @once
+        async def converted() -> None:
+            self.runs += 1
+            raise HTTPException(402)
+
         def committing() -> Iterator[None]:
             yield
             self.left.append("committed")
@@ -194,6 +241,16 @@ class World:
         async def committed() -> dict[str, int]:
             self.runs += 1
             return {"run": self.runs}
+
+        dated = APIRouter(route_class=DatedRoute)
+
+        @dated.post("/dated")
+        @once
+        async def with_a_date() -> dict[str, int]:
+            self.runs += 1
+            return {"run": self.runs}
+
+        router.include_router(dated)
 
 
 def scoped(dependency: Any) -> Any:

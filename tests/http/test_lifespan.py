@@ -4,6 +4,7 @@ import asyncio
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from random import Random
 from typing import Annotated, Any
 
 import httpx
@@ -150,6 +151,39 @@ async def test_applications_of_a_process_share_a_runtime() -> None:
         assert log == ["runtime up"]
         leave[1].set()
     assert log == ["runtime up", "runtime down"]
+
+
+async def test_applications_that_are_cancelled_anywhere_leave_nothing_open() -> None:
+    async def step(ctx: ExecutionContext) -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    runtime = ExecutionRuntime(
+        deps=DepsPlan.from_modules(MemoryDepsModule()),
+        lifecycle=LifecyclePlan.from_steps(LifecycleStep(id="x", startup=step, shutdown=step)),
+    )
+
+    async def live(turns: int) -> None:
+        async with runtime_lifespan(runtime)(FastAPI()):
+            for _ in range(turns):
+                await asyncio.sleep(0)
+                runtime.get_context()
+
+    for seed in range(200):
+        dice = Random(seed)
+        lives = [asyncio.create_task(live(dice.randrange(8))) for _ in range(4)]
+        for _ in range(dice.randrange(25)):
+            await asyncio.sleep(0)
+        for each in dice.sample(lives, 2):
+            each.cancel()
+        late = asyncio.create_task(live(dice.randrange(8)))
+        ends = await asyncio.gather(*lives, late, return_exceptions=True)
+        assert {type(each) for each in ends} <= {type(None), asyncio.CancelledError}, ends
+        assert ends[-1] is None
+        with pytest.raises(ConfigurationError, match="not running"):
+            runtime.get_context()
+        async with runtime_lifespan(runtime)(FastAPI()):
+            pass
 
 
 def test_with_the_test_client() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
 import http_sf
+import httpx
 import pytest
+import pytest_asyncio
 from fastapi import Depends, FastAPI
 from fastapi.requests import HTTPConnection
 from tests.http.limited import limited, on_server
-from tests.http.serving import client_of
+from tests.http.serving import client_of, serving
 
 from forze.application.contracts.resilience import RateLimitDecision, RateLimitStrategy
 from forze.application.contracts.tenancy import bind_principal, bind_tenant
@@ -19,7 +22,23 @@ from forze.testing.servers import ValkeyServer
 from forze_fastapi import RateLimit, caller
 from forze_fastapi.quota_fields import Quota, fields_of, quota_of
 
+in_one_loop = pytest.mark.asyncio(loop_scope="module")
+
 PROBLEMS = "https://iana.org/assignments/http-problem-types#"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def address() -> AsyncIterator[str]:
+    async with serving(limited()[0]) as address:
+        yield address
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def one(address: str, request: pytest.FixtureRequest) -> AsyncIterator[httpx.AsyncClient]:
+    """A caller whose buckets are nobody else's."""
+    who = {"X-User": request.node.name}
+    async with httpx.AsyncClient(base_url=address, headers=who, timeout=20) as client:
+        yield client
 
 
 def quota(
@@ -79,7 +98,8 @@ def test_the_older_fields_tell_of_the_limit_that_is_closest() -> None:
     [
         (10, 60, (10, 60)), (10, timedelta(minutes=1), (10, 60)), (0.5, 1, (1, 2)),
         (5, 0.1, (50, 1)),
-        (1 / 3, 1, (1, 3)), (2.5, 1.5, (5, 3)), (1, timedelta(days=365), (1, 31536000)),
+        (1 / 3, 1, (1, 3)), (1 / 31_536_000, 1, (1, 31_536_000)),
+        (2.5, 1.5, (5, 3)), (1, timedelta(days=365), (1, 31536000)),
         (10**18, 1, (999_999_999_999_999, 1)),
     ],
 )  # fmt: skip
@@ -117,75 +137,78 @@ def test_a_caller_is_its_principal_of_its_tenant() -> None:
         assert caller(connection) == "principal:ann"
 
 
-async def test_each_caller_has_a_bucket_of_its_own() -> None:
-    async with client_of(limited()[0]) as one:
-        for who in ({"X-User": "ann"}, {"X-User": "bob"}, {"X-User": "ann", "X-Tenant": "t"}):
-            answers = [await one.get("/own", headers=who) for _ in range(4)]
-            assert [each.status_code for each in answers] == [200, 200, 200, 429]
-        answers = [await one.get("/shared", headers={"X-User": who}) for who in "ab"]
-        assert [each.status_code for each in answers] == [200, 429]
+@in_one_loop
+async def test_each_caller_has_a_bucket_of_its_own(one: httpx.AsyncClient) -> None:
+    for who in ({"X-User": "ann"}, {"X-User": "bob"}, {"X-User": "ann", "X-Tenant": "t"}):
+        answers = [await one.get("/own", headers=who) for _ in range(4)]
+        assert [each.status_code for each in answers] == [200, 200, 200, 429]
+    answers = [await one.get("/shared", headers={"X-User": who}) for who in "ab"]
+    assert [each.status_code for each in answers] == [200, 429]
 
 
 # -- over HTTP -------------------------------------------------------------------------
 
 
-async def test_success_and_refusal_say_where_the_caller_stands() -> None:
-    async with client_of(limited()[0]) as one:
-        first = await one.get("/plain")
-        assert first.json() == {"ok": True}
-        assert first.headers["ratelimit-policy"] == '"api";q=10;w=3600'
-        assert first.headers["ratelimit"] == '"api";r=9;t=360'
-        assert "retry-after" not in first.headers
-        for _ in range(9):
-            assert (await one.get("/plain")).status_code == 200
-        refused = await one.get("/plain")
-        assert refused.status_code == 429
-        assert refused.headers["content-type"] == "application/problem+json"
-        assert refused.json()["type"] == PROBLEMS + "quota-exceeded"
-        assert refused.json()["violated-policies"] == ["api"]
-        assert refused.headers["ratelimit-policy"] == '"api";q=10;w=3600'
-        wait = int(refused.headers["retry-after"])
-        assert 300 < wait <= 360
-        assert refused.headers["ratelimit"] == f'"api";r=0;t={wait}'
+@in_one_loop
+async def test_success_and_refusal_say_where_the_caller_stands(one: httpx.AsyncClient) -> None:
+    first = await one.get("/plain")
+    assert first.json() == {"ok": True}
+    assert first.headers["ratelimit-policy"] == '"api";q=10;w=3600'
+    assert first.headers["ratelimit"] == '"api";r=9;t=360'
+    assert "retry-after" not in first.headers
+    for _ in range(9):
+        assert (await one.get("/plain")).status_code == 200
+    refused = await one.get("/plain")
+    assert refused.status_code == 429
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert refused.json()["type"] == PROBLEMS + "quota-exceeded"
+    assert refused.json()["violated-policies"] == ["api"]
+    assert refused.headers["ratelimit-policy"] == '"api";q=10;w=3600'
+    wait = int(refused.headers["retry-after"])
+    assert 300 < wait <= 360
+    assert refused.headers["ratelimit"] == f'"api";r=0;t={wait}'
 
 
-async def test_the_fields_are_on_every_answer() -> None:
+@in_one_loop
+async def test_the_fields_are_on_every_answer(one: httpx.AsyncClient) -> None:
     """Of the handler's own making, streamed, raised, crashed, refused by FastAPI."""
     asked = {"/own": 200, "/stream": 200, "/raised": 418, "/crash": 500, "/invalid": 422}
-    async with client_of(limited()[0]) as one:
-        for path, status in asked.items():
-            answer = await one.get(path, headers={"X-User": path})
-            assert answer.status_code == status
-            assert answer.headers.get_list("ratelimit-policy") == ['"small";q=3;w=3600']
-            assert answer.headers.get_list("ratelimit") == ['"small";r=2;t=1200']
-        assert "ratelimit" not in (await one.get("/openapi.json")).headers
+    for path, status in asked.items():
+        answer = await one.get(path, headers={"X-User": path})
+        assert answer.status_code == status
+        assert answer.headers.get_list("ratelimit-policy") == ['"small";q=3;w=3600']
+        assert answer.headers.get_list("ratelimit") == ['"small";r=2;t=1200']
+    assert "ratelimit" not in (await one.get("/openapi.json")).headers
 
 
-async def test_of_several_limits_all_or_none_are_taken() -> None:
-    async with client_of(limited()[0]) as one:
-        first = await one.get("/both")
-        assert first.headers["ratelimit-policy"] == '"api";q=10;w=3600, "single";q=1;w=3600'
-        assert first.headers["ratelimit"] == '"api";r=9;t=360, "single";r=0;t=3600'
-        assert first.headers["x-ratelimit-limit"] == "1"
-        for _ in range(10):
-            refused = await one.get("/both")
-            assert refused.status_code == 429
-            assert refused.headers["ratelimit-policy"] == first.headers["ratelimit-policy"]
-            assert refused.headers["ratelimit"].startswith('"api";r=9;')
-            assert '"single";r=0;' in refused.headers["ratelimit"]
-            assert refused.json()["violated-policies"] == ["single"]
-        assert (await one.get("/plain")).headers["ratelimit"].startswith('"api";r=8;')
+@in_one_loop
+async def test_of_several_limits_all_or_none_are_taken(one: httpx.AsyncClient) -> None:
+    first = await one.get("/both")
+    assert first.headers["ratelimit-policy"] == '"api";q=10;w=3600, "single";q=1;w=3600'
+    assert first.headers["ratelimit"] == '"api";r=9;t=360, "single";r=0;t=3600'
+    assert first.headers["x-ratelimit-limit"] == "1"
+    for _ in range(10):
+        refused = await one.get("/both")
+        assert refused.status_code == 429
+        assert refused.headers["ratelimit-policy"] == first.headers["ratelimit-policy"]
+        assert refused.headers["ratelimit"].startswith('"api";r=9;')
+        assert '"single";r=0;' in refused.headers["ratelimit"]
+        assert refused.json()["violated-policies"] == ["single"]
+    assert (await one.get("/plain")).headers["ratelimit"].startswith('"api";r=8;')
 
 
-async def test_a_request_may_cost_more_or_nothing_and_never_too_much() -> None:
-    async with client_of(limited()[0]) as one:
-        assert (await one.get("/costly/0")).json() == 10
-        assert (await one.get("/costly/7")).json() == 3
-        refused = await one.get("/costly/4")
-        assert (refused.status_code, refused.headers["ratelimit"][:9]) == (429, '"api";r=3')
-        never = await one.get("/costly/11")
-        assert (never.status_code, "retry-after" in never.headers) == (429, False)
-        assert (await one.get("/costly/3")).json() == 0
+@in_one_loop
+async def test_a_request_may_cost_more_or_nothing_and_never_too_much(
+    one: httpx.AsyncClient,
+) -> None:
+    assert (await one.get("/costly/0")).json() == 10
+    assert (await one.get("/costly/7")).json() == 3
+    refused = await one.get("/costly/4")
+    assert (refused.status_code, refused.headers["ratelimit"][:9]) == (429, '"api";r=3')
+    never = await one.get("/costly/11")
+    assert (never.status_code, "retry-after" in never.headers) == (429, False)
+    assert (await one.get("/costly/-5")).status_code == 500  # nor does it give any back
+    assert (await one.get("/costly/3")).json() == 0
 
 
 async def test_a_limit_given_on_the_spot_needs_no_runtime() -> None:
@@ -227,8 +250,11 @@ async def test_without_its_server_a_limit_stands_in_or_refuses(own_valkey: Valke
 def test_openapi_says_it_all() -> None:
     app = limited()[0]
     assert app.openapi() == app.openapi()
-    for path in ("/plain", "/both", "/costly/{units}"):
-        refusal = app.openapi()["paths"][path]["get"]["responses"]["429"]
+    paths = [
+        (each, status) for each in ("/plain", "/both", "/costly/{units}") for status in (429, 503)
+    ]
+    for path, status in paths:
+        refusal = app.openapi()["paths"][path]["get"]["responses"][str(status)]
         assert refusal["headers"].keys() == {"Retry-After", "RateLimit-Policy", "RateLimit"}
         assert refusal["content"] == {
             "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}

@@ -56,7 +56,7 @@ def run(machine: type[RuleBasedStateMachine], dsn: str, examples: int) -> None:
             type("Machine", (machine,), {"server": server}),
             settings=settings(
                 max_examples=examples,
-                stateful_step_count=30,
+                stateful_step_count=25,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),
             ),
@@ -209,7 +209,7 @@ def _by(attempt: str, granted: list[int]) -> str:
 
 
 def test_the_script_keeps_buckets(redis_dsn: str) -> None:
-    run(BucketMachine, redis_dsn, 15)
+    run(BucketMachine, redis_dsn, 10)
 
 
 @pytest.fixture
@@ -426,7 +426,7 @@ class BreakerMachine(RuleBasedStateMachine):
 
 
 def test_the_script_is_the_machine_of_one_process(redis_dsn: str) -> None:
-    run(BreakerMachine, redis_dsn, 20)
+    run(BreakerMachine, redis_dsn, 15)
 
 
 @pytest.fixture
@@ -469,6 +469,11 @@ def test_outcomes_of_an_older_generation_are_dropped(circuit: CircuitOnServer) -
     for generation in (0, word.generation):
         told = circuit.fail(generation, 10)
         assert (told.state, told.calls) == (BreakerState.CLOSED, 0)
+
+
+def test_where_no_transition_is_known_every_outcome_counts(circuit: CircuitOnServer) -> None:
+    """Whoever knows of one tells a server that has forgotten it."""
+    assert circuit.fail(1_700_000_000_000_000, 4).state is BreakerState.OPEN
 
 
 def test_it_closes_after_the_last_of_n(circuit: CircuitOnServer) -> None:
@@ -518,6 +523,15 @@ def test_a_clock_put_back_keeps_no_probe_longer(circuit: CircuitOnServer) -> Non
         circuit.call("admit", "lost")
     circuit.shift(5000)
     assert circuit.call("admit", "q")[0]
+
+
+def test_a_break_of_ones_own_outlasts_the_next_outage(circuit: CircuitOnServer) -> None:
+    alone = circuit.circuit
+    alone.keep_open(5.0, now=100.0)
+    parted = alone.part(now=102.0)
+    assert parted.state is BreakerState.OPEN
+    assert parted.retry_after is not None
+    assert 3.0 <= parted.retry_after.total_seconds() < 3.1
 
 
 def test_a_window_has_no_edge(circuit: CircuitOnServer) -> None:

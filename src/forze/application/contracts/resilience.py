@@ -14,9 +14,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import StrEnum
+from inspect import iscoroutinefunction
 from math import isfinite
 from typing import (
     Any,
+    Final,
     Literal,
     NamedTuple,
     ParamSpec,
@@ -28,7 +30,7 @@ from typing import (
 )
 
 from forze.application.contracts.deps import DepKey, Resolver
-from forze.errors import ConfigurationError
+from forze.errors import CallTimeout, ConfigurationError, LockLost
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -42,6 +44,16 @@ tenant, a user); None is a route like any other."""
 
 Failures: TypeAlias = type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], bool]
 """Which exceptions are meant: a class or several, or a function that answers for each."""
+
+UNKNOWN_OUTCOMES: Final = (
+    CallTimeout,
+    TimeoutError,
+    LockLost,
+    ConnectionResetError,
+    ConnectionAbortedError,
+    BrokenPipeError,
+)
+"""Failures after which the call may have been carried out, wholly or in part."""
 
 OnOutage: TypeAlias = Literal["open", "closed"]
 """What a limit does while its store is away: go on in this process, or refuse."""
@@ -90,11 +102,17 @@ def _check_number(owner: object, field: str, above: float, most: float | None = 
         _refuse(owner, field, f"{bound}, not {value!r}")
 
 
+def _classes(failures: Failures | None) -> tuple[type[Exception], ...]:
+    if isinstance(failures, tuple):
+        return failures
+    return (failures,) if isinstance(failures, type) else ()
+
+
 def _check_failures(owner: object, field: str) -> None:
-    value: object = getattr(owner, field)
-    classes = value if isinstance(value, tuple) else (value,) if isinstance(value, type) else ()
-    fits = value is None or callable(value) or isinstance(value, tuple)
-    if not fits or not all(isinstance(c, type) and issubclass(c, Exception) for c in classes):
+    value = getattr(owner, field)
+    classes = all(isinstance(c, type) and issubclass(c, Exception) for c in _classes(value))
+    fits = value is None or isinstance(value, tuple) or callable(value)
+    if not (classes and fits) or iscoroutinefunction(value):
         _refuse(owner, field, f"exception classes or a function of one, not {value!r}")
 
 
@@ -104,7 +122,8 @@ class RetryStrategy:
 
     ``attempts`` counts the first one too. A pause is drawn between ``base_delay`` and three times
     the last one, at most ``max_delay``. Where the failure says ``retry_after`` it is waited for
-    instead, and where that is beyond ``max_delay`` or the bound deadline the failure is final.
+    instead (a timedelta, or seconds), and where that is beyond ``max_delay`` or the bound deadline
+    the failure is final.
 
     The budget is shared by all calls of the policy in this process: each call adds ``budget``
     retries to it, up to ``budget_reserve``, with which it begins; each retry takes one. So a
@@ -112,8 +131,9 @@ class RetryStrategy:
     switches it off.
 
     ``retry_on`` None retries what may pass and certainly did nothing: errors of forze that are
-    ``retryable``, ``ConnectionError``. A failure that leaves open what became of the call (a
-    timeout, a connection that broke during it, ``outcome="unknown"``) is retried only with
+    ``retryable``, ``ConnectionError``, a name that could not be resolved. Other libraries' errors
+    have to be named (``httpx.ConnectError``); that replaces the default. A failure that leaves
+    open what became of the call (``UNKNOWN_OUTCOMES``, ``outcome="unknown"``) is retried only with
     ``retry_unknown=True``: say so for reads, and for what is idempotent. What is known to have
     taken effect, and what a breaker or a bulkhead refused, is never retried.
     """
@@ -137,6 +157,14 @@ class RetryStrategy:
             _check_number(self, "budget", 0.0, 1.0)
         _check_count(self, "budget_reserve", 1)
         _check_failures(self, "retry_on")
+        for each in _classes(self.retry_on) if not self.retry_unknown else ():
+            if issubclass(each, UNKNOWN_OUTCOMES):
+                _refuse(
+                    self,
+                    "retry_on",
+                    f"given with retry_unknown=True to name {each.__name__}: the call may have "
+                    "taken effect then, so only what does no harm twice is repeated",
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -427,14 +455,15 @@ class ResiliencePort(Protocol):
         self,
         name: str,
         function: Callable[..., Awaitable[T]],
+        /,
         *args: Any,
         route: str | None = None,
         **kwargs: Any,
     ) -> T:
         """``await function(*args, **kwargs)`` under the policy ``name``.
 
-        Raises what the function raises, or ``BulkheadFull``, ``Throttled``, ``CircuitOpen``,
-        ``CallTimeout``.
+        ``route`` says whose state it is, by its text. Raises what the function raises, or
+        ``BulkheadFull``, ``Throttled``, ``CircuitOpen``, ``CallTimeout``.
         """
         ...
 

@@ -51,13 +51,13 @@ from forze.application.contracts.transaction import (
 from forze.application.execution.background import Background
 from forze.application.execution.deps import Deps
 from forze.application.execution.transaction import transaction_scope
-from forze.application.integrations.cached.ports import FunctionCaches
 from forze.application.integrations.document.l1.store import L1Stats
 from forze.application.integrations.document.ports import DocumentPorts
 from forze.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from forze.application.contracts.resilience import ResiliencePort
+    from forze.application.integrations.cached.ports import FunctionCaches
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Named)
@@ -76,7 +76,6 @@ class ExecutionContext:
         self._background = Background()
         self._ports: dict[tuple[DepKey[Any], str], tuple[Any, Any]] = {}
         self.document = DocumentPorts(self, self.cache, self.search_snapshot, self._transact)
-        self.functions = FunctionCaches(self, self.cache)
         self.doc_query = self.document.query
         self.doc_command = self.document.command
         self._bind: dict[type, Callable[[Any], object]] = {
@@ -100,6 +99,14 @@ class ExecutionContext:
                 "add cache=CacheSpec(name=...) to it"
             )
         return self._port(CacheDepKey, CacheSpec, spec)
+
+    @cached_property
+    def functions(self) -> FunctionCaches:
+        """The cached functions of the runtime."""
+        # Here, so that only those who cache functions load what it takes.
+        from forze.application.integrations.cached.ports import FunctionCaches
+
+        return FunctionCaches(self, self.cache)
 
     async def invalidate_tags(self, *tags: str, cache: CacheSpec = CACHED) -> None:
         """Invalidate every cached call in ``cache`` that carries one of these tags.
@@ -188,7 +195,8 @@ class ExecutionContext:
 
     def l1_stats(self) -> dict[str, L1Stats]:
         """Counts of every in-process tier, by the name of its ``DocumentSpec`` or function."""
-        return self.document.l1_stats() | self.functions.l1_stats()
+        functions = self.__dict__.get("functions")
+        return self.document.l1_stats() | (functions.l1_stats() if functions else {})
 
     # -- per request ---------------------------------------------------------
 

@@ -15,8 +15,6 @@ from typing import Any, Generic, TypeVar
 from forze.application.contracts.cache import CacheSpec, CacheTags, JsonValue, PointerCache
 from forze.application.contracts.deps import Resolver
 from forze.application.contracts.transaction import open_transactions
-from forze.application.integrations.cached.arguments import check_tag
-from forze.application.integrations.cached.tags import SCHEMA, Tags
 from forze.application.integrations.document.codec import RAW_MARK, unseal
 from forze.application.integrations.document.outage import Journals
 from forze.application.integrations.document.protocol import SCHEMA_CHARS
@@ -84,7 +82,7 @@ class DirectCache(ABC, Generic[A]):
         self._resolver = resolver
         self._max_value_bytes = max_value_bytes
         self._direct: Outlet | None = None
-        self._tags: Tags | None = None
+        self._tags: CacheTags | None = None
 
     # -- what a backend implements -------------------------------------------
 
@@ -179,12 +177,13 @@ class DirectCache(ABC, Generic[A]):
             write.then(lambda: self._remove(addresses))
 
     async def invalidate_tags(self, *tags: str) -> None:
-        for each in tags:
-            check_tag(each, f"cache {self._spec.name!r}")
         await self.tags().invalidate(tags)
 
     def tags(self) -> CacheTags:
         if self._tags is None:
+            # Here, so that only those who cache functions load what it takes.
+            from forze.application.integrations.cached.tags import SCHEMA, Tags
+
             self._tags = Tags(self.pointers(SCHEMA), self._resolver)
         return self._tags
 

@@ -321,6 +321,21 @@ class BreakerBehaviour:
         await apart(probe())
         assert (await one.admit(KEY, BREAKER)).state is CLOSED
 
+    async def test_outcomes_without_admissions_are_of_one_probe_each(
+        self, resilience_leg: ResilienceLeg
+    ) -> None:
+        one = resilience_leg.breakers
+        for apart_from_the_admissions in (False, True):
+            await _opened(resilience_leg)
+            await resilience_leg.pass_time(BREAK)
+            if apart_from_the_admissions:
+                await apart(_admitted(one, 2))
+            else:
+                await _admitted(one, 2)
+            for _ in range(2):
+                await one.record(KEY, BREAKER, True)
+            assert (await one.admit(KEY, BREAKER)).state is CLOSED
+
     async def test_slow_calls_open_it(self, resilience_leg: ResilienceLeg) -> None:
         one = resilience_leg.breakers
         strategy = CircuitBreakerStrategy(
@@ -419,6 +434,11 @@ async def _record(store: ForcibleCircuitBreakerStore, outcomes: str, key: Policy
     for outcome in outcomes:
         admission = await store.admit(key, BREAKER)
         await store.record(key, BREAKER, outcome == "+", admission)
+
+
+async def _admitted(store: ForcibleCircuitBreakerStore, calls: int) -> None:
+    for _ in range(calls):
+        assert (await store.admit(KEY, BREAKER)).allowed
 
 
 async def _in_state(store: ForcibleCircuitBreakerStore, state: BreakerState) -> Admission:

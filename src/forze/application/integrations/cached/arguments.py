@@ -20,8 +20,8 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
-from forze.application.integrations.cached.canonical import _ENCODE as KEYABLE
-from forze.application.integrations.cached.canonical import _TEXTUAL, Unkeyable, canonical
+from forze.application.integrations.cached.canonical import ENCODE, TEXTUAL, Unkeyable, canonical
+from forze.application.integrations.cached.tags import check_tag
 from forze.errors import ConfigurationError, ValidationError
 
 Ignore: TypeAlias = Collection[str | type]
@@ -135,15 +135,6 @@ class Arguments:
             ) from error
 
 
-def check_tag(tag: object, where: str) -> str:
-    """``tag``; raises ``ValidationError`` for what is none."""
-    if not isinstance(tag, str) or not tag:
-        raise ValidationError(
-            f"{where}: a tag is text that is not empty, not {tag!r}", field="tags"
-        )
-    return tag
-
-
 def _ignored(
     parameters: Mapping[str, inspect.Parameter],
     hints: Mapping[str, Any],
@@ -212,7 +203,7 @@ def _unkeyable(hint: Any) -> type | None:
         return next((each for each in (_unkeyable(origin), *found) if each is not None), None)
     if hint in (Any, object) or not isinstance(hint, type) or inspect.isabstract(hint):
         return None
-    known = (*KEYABLE, *_TEXTUAL, UUID, Enum, BaseModel, type)
+    known = (*ENCODE, *TEXTUAL, UUID, Enum, BaseModel, type)
     if issubclass(hint, known) or is_dataclass(hint) or getattr(hint, "_is_protocol", False):
         return None
     return hint

@@ -48,7 +48,7 @@ def canonical(value: object) -> bytes:
 
 
 def _encoded(value: Any) -> bytes:
-    encode = _ENCODE.get(value.__class__)
+    encode = ENCODE.get(value.__class__)
     return _by_kind(value) if encode is None else encode(value)
 
 
@@ -97,7 +97,7 @@ def _name(kind: type) -> bytes:
     return _text(f"{kind.__module__}.{kind.__qualname__}")
 
 
-_ENCODE: dict[type, Callable[[Any], bytes]] = {
+ENCODE: dict[type, Callable[[Any], bytes]] = {
     type(None): lambda _: b"n",
     bool: lambda value: b"t" if value else b"f",
     int: lambda value: b"i%d;" % value,
@@ -122,10 +122,12 @@ _ENCODE: dict[type, Callable[[Any], bytes]] = {
     SecretStr: lambda value: b"#" + _text(value.get_secret_value()),
     SecretBytes: lambda value: b"#" + _sized(b"b", value.get_secret_value()),
 }
+"""How values of exactly these types are encoded."""
 
-_TEXTUAL = (
+TEXTUAL = (
     PurePath, IPv4Address, IPv6Address, IPv4Interface, IPv6Interface, IPv4Network, IPv6Network,
 )  # fmt: skip
+"""Types whose text says all of them."""
 
 _BUILT_IN = (str, bytes, int, float, complex, tuple, list, set, frozenset, dict, Decimal, UUID)
 
@@ -141,11 +143,11 @@ def _by_kind(value: Any) -> bytes:
         return b"K" + _name(value)
     if is_dataclass(value):
         return b"A" + _name(kind) + _pairs(b"m", ((f.name, getattr(value, f.name)) for f in fields(value)))  # noqa: E501  # fmt: skip
-    if isinstance(value, _TEXTUAL):
+    if isinstance(value, TEXTUAL):
         return b"X" + _name(kind) + _text(str(value))
     for plain in _BUILT_IN:
         if isinstance(value, plain) and not getattr(value, "__dict__", None):
-            return b"x" + _name(kind) + _ENCODE[plain](value)
+            return b"x" + _name(kind) + ENCODE[plain](value)
     raise Unkeyable(kind)
 
 

@@ -44,7 +44,7 @@ from forze.application.integrations.document.codec import SEAL_MARK
 from forze.application.integrations.document.outage import Journals
 from forze.application.integrations.document.stats import CacheCounters
 from forze.application.integrations.document.writes import Invalidation, Outlet
-from forze.errors import BackendUnavailable, ForzeError
+from forze.errors import BackendUnavailable, ForzeError, ValidationError
 
 SCHEMA: Final = "cached-1"
 """Stands for a model's schema in pointers of calls and tags, so that one command reads both; the
@@ -60,6 +60,15 @@ SHORTEST_LIFE: Final = timedelta(days=1)
 """A tag lives this long at least, and four times as long as the values it was made for."""
 
 _MOST_LARGE: Final = 1_000
+
+
+def check_tag(tag: object, where: str) -> str:
+    """``tag``; raises ``ValidationError`` for what is none."""
+    if not isinstance(tag, str) or not tag:
+        raise ValidationError(
+            f"{where}: a tag is text that is not empty, not {tag!r}", field="tags"
+        )
+    return tag
 
 
 class Address(str):
@@ -99,7 +108,8 @@ class Tags:
 
     async def invalidate(self, tags: Iterable[str]) -> None:
         """No value whose load began before is served once this has returned."""
-        await invalidated(self._outlet, list(map(self.address, tags)), self._resolver)
+        addresses = [self.address(check_tag(each, "invalidate_tags")) for each in tags]
+        await invalidated(self._outlet, addresses, self._resolver)
 
     def owed(self, addresses: Iterable[str]) -> bool:
         """Whether the cache has still to be told that one of these was invalidated."""

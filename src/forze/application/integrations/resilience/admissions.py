@@ -67,9 +67,7 @@ class Admissions:
     def _remember_probe(self, key: PolicyKey, admission: Admission, owner: _Owner | None) -> None:
         """Keep the probes of this half-open phase that have no outcome yet."""
         probes = [
-            each
-            for each in self._probes.pop(key, ())
-            if each[1].generation == admission.generation
+            each for each in self._probes.pop(key, ()) if each[1].generation == admission.generation
         ]
         if admission.permit is not None:
             probes.append((owner, admission))

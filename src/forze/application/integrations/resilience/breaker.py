@@ -1,9 +1,8 @@
 """One circuit: a rolling window, three states, probes on leases. Pure; the clock is an argument.
 
-The window is a ring of ten buckets: an outcome counts for at least nine tenths of
-``sampling_window`` and never for longer than it. Each transition raises the generation, and
-outcomes of an older one are dropped: what a call did before the circuit opened says nothing about
-the time after.
+The window is ten buckets: an outcome counts for at least nine tenths of ``sampling_window`` and
+never for longer than it. Each transition raises the generation, and outcomes of an older one are
+dropped: what a call did before the circuit opened says nothing about the time after.
 
 Half open, ``half_open_max_calls`` probes hold a place, each until its outcome is in or its lease
 has lapsed; then the place is free, but an outcome that comes after all still counts. The circuit
@@ -19,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from math import inf
 from typing import Final
 
 from forze.application.contracts.resilience import (
@@ -30,7 +30,6 @@ from forze.application.contracts.resilience import (
 )
 
 BUCKETS: Final = 10
-_NO_END: Final = float("inf")
 _LONGEST_RUN: Final = 32
 """Openings in a row beyond which a break grows no further, so that the power stays small."""
 
@@ -58,51 +57,47 @@ class Tally:
         self.slow += other.slow
 
     def drop(self, other: Tally) -> None:
-        """Take back what ``other`` has counted, and empty it."""
+        """Take back what ``other`` has counted."""
         self.calls -= other.calls
         self.failures -= other.failures
         self.slow -= other.slow
-        other.calls = other.failures = other.slow = 0
 
 
 class Window:
     """The outcomes of the last ten buckets. A clock that steps back counts into the newest."""
 
-    __slots__ = ("_current", "_ends", "_newest", "_ring", "_width", "total")
+    __slots__ = ("_buckets", "_current", "_ends", "_width", "total")
 
     def __init__(self, seconds: float) -> None:
         self._width = seconds / BUCKETS
-        self._ring = [Tally() for _ in range(BUCKETS)]
-        self._current = self._ring[0]
-        self._newest = 0
-        self._ends = 0.0
+        self._buckets: dict[int, Tally] = {}
+        """By number, the oldest first; a bucket without outcomes is not kept."""
+        self._current = Tally()
         self.total = Tally()
+        self._ends = -inf
 
     def add(self, ok: bool, slow: bool, now: float) -> None:
         """Count an outcome that came at ``now``."""
         if now >= self._ends:
-            self.forget(now)
+            self._begin(int(now // self._width))
         self.total.add(ok, slow)
         self._current.add(ok, slow)
 
     def at(self, now: float) -> Tally:
         """What counts at ``now``; changes nothing, so any thread may ask."""
         tally = Tally()
-        oldest = int(now // self._width) - BUCKETS + 1
-        for bucket in range(max(oldest, self._newest - BUCKETS + 1), self._newest + 1):
-            tally.include(self._ring[bucket % BUCKETS])
+        gone = int(now // self._width) - BUCKETS
+        for bucket, each in tuple(self._buckets.items()):
+            if bucket > gone:
+                tally.include(each)
         return tally
 
-    def forget(self, now: float) -> None:
-        """Drop what is too old at ``now``."""
-        bucket = int(now // self._width)
-        if bucket <= self._newest:
-            return
-        for passed in range(max(self._newest + 1, bucket - BUCKETS + 1), bucket + 1):
-            self.total.drop(self._ring[passed % BUCKETS])
-        self._newest = bucket
+    def _begin(self, bucket: int) -> None:
+        """Count into this bucket from now on; drop what is too old beside it."""
+        for old in [each for each in self._buckets if each <= bucket - BUCKETS]:
+            self.total.drop(self._buckets.pop(old))
+        self._current = self._buckets.setdefault(bucket, Tally())
         self._ends = (bucket + 1) * self._width
-        self._current = self._ring[bucket % BUCKETS]
 
 
 class Circuit:
@@ -120,7 +115,7 @@ class Circuit:
         """Of the probes of this half-open phase."""
         self._trips = 0
         self._until = 0.0
-        self._unanswered_since = _NO_END
+        self._unanswered_since = inf
         self._probes: dict[str, float] = {}
         self.state: BreakerState = CLOSED
         self.generation = generation
@@ -162,7 +157,7 @@ class Circuit:
             if self._probes.pop(permit, None) is not None and ok is not None:
                 self._weigh(now, ok, slow)
             if not self._probes:
-                self._unanswered_since = _NO_END
+                self._unanswered_since = inf
 
     def force(self, state: Forced, now: float) -> None:
         """Put it there by hand; the window begins anew."""
@@ -198,7 +193,8 @@ class Circuit:
     def _probe(self, now: float, permit: str) -> Admission:
         if permit not in self._probes:
             ends = [end for end in self._probes.values() if end > now]
-            if len(ends) + self.outcomes.calls >= self.strategy.half_open_max_calls:
+            # One at least: a strategy that now asks for fewer is not to leave it half open.
+            if len(ends) >= max(1, self.strategy.half_open_max_calls - self.outcomes.calls):
                 return self._refused(min(ends) - now)
             self._probes[permit] = now + self.strategy.probe_lease_seconds
             self._unanswered_since = min(self._unanswered_since, now)
@@ -240,5 +236,5 @@ class Circuit:
         self.outcomes = Tally()
         self.window = Window(seconds_of(self.strategy.sampling_window))
         self._probes.clear()
-        self._unanswered_since = _NO_END
+        self._unanswered_since = inf
         self.admitted = Admission(state is not BreakerState.FORCED_OPEN, state, self.generation)

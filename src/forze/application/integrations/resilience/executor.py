@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -54,13 +55,16 @@ class Resilience:
         self,
         name: str,
         function: Callable[..., Awaitable[T]],
+        /,
         *args: Any,
         route: str | None = None,
         **kwargs: Any,
     ) -> T:
         """``await function(*args, **kwargs)`` under the policy ``name``."""
-        call = partial(function, *args, **kwargs) if args or kwargs else function
-        return await self._guard(name).run(route, call)
+        guard = self._guard(name)
+        if not callable(function):
+            raise _no_function(name, function)
+        return await guard.run(route, partial(_awaited, name, function, args, kwargs))
 
     async def try_acquire(
         self, name: str, *, route: str | None = None, cost: int = 1
@@ -72,7 +76,7 @@ class Resilience:
             raise _lacking(name, "rate limit", "rate_limit=RateLimitStrategy(...)")
         if type(cost) is not int:
             raise ValidationError(f"cost is a whole number of permits, not {cost!r}", field="cost")
-        return await guard.try_acquire(route, strategy, cost)
+        return await self._limits.try_acquire(guard.key(route), strategy, cost)
 
     @property
     def policies(self) -> Mapping[str, ResiliencePolicy]:
@@ -105,8 +109,8 @@ class Resilience:
         await self._force(name, route, BreakerState.DISABLED)
 
     async def _force(self, name: str, route: str | None, state: Forced) -> None:
-        strategy = self._guard(name).breaker
-        if strategy is None:
+        guard = self._guard(name)
+        if guard.breaker is None:
             raise _lacking(name, "circuit breaker", "circuit_breaker=CircuitBreakerStrategy(...)")
         if not isinstance(self._breakers, ForcibleCircuitBreakerStore):
             raise ConfigurationError(
@@ -114,7 +118,7 @@ class Resilience:
                 "by hand",
                 name=name,
             )
-        await self._breakers.force((name, route), strategy, state)
+        await self._breakers.force(guard.key(route), guard.breaker, state)
 
     def _guard(self, name: str) -> Guard:
         guard = self._guards.get(name)
@@ -126,6 +130,33 @@ class Resilience:
                 known=self._guards,
             )
         return guard
+
+
+async def _awaited(
+    name: str,
+    function: Callable[..., Awaitable[T]],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> T:
+    result = function(*args, **kwargs)
+    if not inspect.isawaitable(result):
+        raise ConfigurationError(
+            f"policy {name!r}: {function!r} returned {type(result).__name__}, which cannot be "
+            "awaited; give run() an async function, or asyncio.to_thread and the sync one",
+            name=name,
+        )
+    return await result
+
+
+def _no_function(name: str, given: object) -> ConfigurationError:
+    if inspect.iscoroutine(given):
+        given.close()
+    return ConfigurationError(
+        f"policy {name!r}: run() takes an async function and its arguments, such as "
+        f"run({name!r}, charge, order), not {given!r}: what was called already cannot be called "
+        "again",
+        name=name,
+    )
 
 
 def _lacking(name: str, what: str, remedy: str) -> ConfigurationError:

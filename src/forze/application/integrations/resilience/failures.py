@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from socket import gaierror
 from typing import Final
 
-from forze.application.contracts.resilience import Failures
+from forze.application.contracts.resilience import UNKNOWN_OUTCOMES, Failures
 from forze.errors import (
     BackendError,
     BulkheadFull,
@@ -14,7 +15,6 @@ from forze.errors import (
     ConflictError,
     ForzeError,
     IdempotencyMismatch,
-    LockLost,
     NotFoundError,
     TenantRequired,
     Throttled,
@@ -35,16 +35,6 @@ _CALLERS_OWN: Final = (
     IdempotencyMismatch,
     TenantRequired,
 )
-
-_UNKNOWN: Final = (
-    CallTimeout,
-    TimeoutError,
-    LockLost,
-    ConnectionResetError,
-    ConnectionAbortedError,
-    BrokenPipeError,
-)
-"""The call may have been carried out, wholly or in part."""
 
 
 def meant(failures: Failures, error: Exception) -> bool:
@@ -67,16 +57,18 @@ def outcome_of(error: Exception, failures: Failures | None) -> bool | None:
     """An exception as an outcome: True it works, False it fails, None it says neither."""
     if isinstance(error, CallTimeout) and error.at_deadline:
         return None  # the caller's haste
-    if failures is not None:
-        return not meant(failures, error)
-    return None if isinstance(error, REFUSALS) else not is_failure(error)
+    if failures is not None and meant(failures, error):
+        return False
+    if isinstance(error, REFUSALS):
+        return None
+    return failures is not None or not is_failure(error)
 
 
 def is_unknown(error: Exception) -> bool:
     """Whether the failure leaves open what became of the call."""
     if isinstance(error, BackendError):
         return error.outcome == "unknown"
-    return isinstance(error, _UNKNOWN)
+    return isinstance(error, UNKNOWN_OUTCOMES)
 
 
 def may_pass(error: Exception) -> bool:
@@ -84,7 +76,7 @@ def may_pass(error: Exception) -> bool:
     what :func:`is_unknown` says."""
     if isinstance(error, ForzeError):
         return error.retryable
-    return isinstance(error, ConnectionError | TimeoutError)
+    return isinstance(error, ConnectionError | TimeoutError | gaierror)
 
 
 def is_retried(error: Exception, failures: Failures | None, unknown: bool) -> bool:

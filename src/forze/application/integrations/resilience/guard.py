@@ -64,7 +64,7 @@ class Guard:
     async def run(self, route: str | None, call: Call[T]) -> T:
         """The call, inside everything."""
         self._calls += 1
-        key = self._plain if route is None else (self._name, route)
+        key = self.key(route)
         try:
             if self._bulkhead is not None:
                 result = await self._inside(key, call, self._bulkhead)
@@ -78,11 +78,9 @@ class Guard:
         self._succeeded += 1
         return result
 
-    async def try_acquire(
-        self, route: str | None, strategy: RateLimitStrategy, cost: int
-    ) -> RateLimitDecision:
-        """Permits without a call."""
-        return await self._limits.try_acquire((self._name, route), strategy, cost)
+    def key(self, route: str | None) -> PolicyKey:
+        """Whose state it is: that of the route's text."""
+        return self._plain if route is None else (self._name, str(route))
 
     def stats(self) -> PolicyStats:
         """What became of the calls."""
@@ -137,7 +135,7 @@ class Guard:
                 return await self._attempt(key, call)
             return await self._retried(key, call, self._retry)
         except Exception as error:
-            if isinstance(error, CircuitOpen) and (error.policy, error.route) == key:
+            if _is_refusal_of(key, error):
                 self._refused += 1
             else:
                 self._failed += 1
@@ -147,15 +145,25 @@ class Guard:
         if self._budget is not None:
             self._budget.earn()
         pauses = Pauses(strategy, self._uniform)
-        while True:
-            try:
-                return await self._attempt(key, call)
-            except Exception as error:
-                pause = pauses.after(error, _time_left())
-                if pause is None or not self._affordable():
-                    raise
-            self._retries += 1
-            await asyncio.sleep(pause)
+        failure: Exception | None = None
+        try:
+            while True:
+                try:
+                    return await self._attempt(key, call)
+                except CircuitOpen as refusal:
+                    if failure is None or not _is_refusal_of(key, refusal):
+                        raise
+                    break
+                except Exception as error:
+                    pause = pauses.after(error, _time_left())
+                    if pause is None or not self._affordable():
+                        raise
+                    failure = error
+                self._retries += 1
+                await asyncio.sleep(pause)
+            raise failure  # the call was made: what became of it, and not that it was not made
+        finally:
+            del failure  # its traceback holds this frame
 
     def _affordable(self) -> bool:
         if self._budget is None or self._budget.spend():
@@ -165,7 +173,7 @@ class Guard:
 
     async def _attempt(self, key: PolicyKey, call: Call[T]) -> T:
         if self.breaker is None:
-            return await (call() if self._timeout is None else self._timed(key, call))
+            return await self._made(key, call)
         return await self._judged(key, call, self.breaker)
 
     async def _judged(self, key: PolicyKey, call: Call[T], breaker: CircuitBreakerStrategy) -> T:
@@ -175,7 +183,7 @@ class Guard:
         began = 0.0 if self._slow is None else time.monotonic()
         ok: bool | None = None  # a cancelled call says nothing
         try:
-            result = await (call() if self._timeout is None else self._timed(key, call))
+            result = await self._made(key, call)
             ok = True
         except Exception as error:
             ok = outcome_of(error, breaker.failures)
@@ -186,12 +194,17 @@ class Guard:
                 await self._breakers.record(key, breaker, ok, admission, slow=slow)
         return result
 
-    async def _timed(self, key: PolicyKey, call: Call[T]) -> T:
+    def _made(self, key: PolicyKey, call: Call[T]) -> Awaitable[T]:
+        return call() if self._timeout is None else self._timed(key, call, self._timeout)
+
+    async def _timed(self, key: PolicyKey, call: Call[T], timeout: float) -> T:
         left = _time_left()
-        at_deadline = left is not None and left < (self._timeout or 0.0)
-        limit = left if at_deadline else self._timeout
+        at_deadline = left is not None and left < timeout
+        limit = left if left is not None and at_deadline else timeout
         try:
             async with asyncio.timeout(limit) as clock:
+                if limit <= 0:
+                    await asyncio.sleep(0)  # cut off here: no call begins after its deadline
                 return await call()
         except TimeoutError as error:
             if not clock.expired():  # the call's own
@@ -200,7 +213,7 @@ class Guard:
             raise CallTimeout(
                 policy=self._name,
                 route=key[1],
-                timeout=timedelta(seconds=max(0.0, limit or 0.0)),
+                timeout=timedelta(seconds=max(0.0, limit)),
                 at_deadline=at_deadline,
             ) from error
 
@@ -221,6 +234,10 @@ def _at_most(first: float | None, second: float | None) -> float | None:
     if first is None or second is None:
         return second if first is None else first
     return min(first, second)
+
+
+def _is_refusal_of(key: PolicyKey, error: Exception) -> bool:
+    return isinstance(error, CircuitOpen) and (error.policy, error.route) == key
 
 
 def _throttled(

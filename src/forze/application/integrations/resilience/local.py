@@ -4,10 +4,11 @@ with one while it is away."""
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from datetime import timedelta
 from itertools import count
-from typing import Final
+from typing import Final, TypeVar
 
 from forze.application.contracts.resilience import (
     Admission,
@@ -27,8 +28,13 @@ from forze.application.integrations.resilience.transitions import log_transition
 Clock = Callable[[], float]
 """Seconds, like ``time.monotonic``."""
 
-_SWEEP: Final = 1024
-"""From so many keys on, those whose state says nothing are looked for and forgotten."""
+V = TypeVar("V")
+
+_KEPT: Final = 1024
+"""From so many keys on, those whose state says nothing are forgotten."""
+
+_LOOKS: Final = 2
+"""At how many it is looked for each new one: more are forgotten than come, and nobody waits."""
 
 
 class LocalCircuitBreakerStore:
@@ -36,8 +42,7 @@ class LocalCircuitBreakerStore:
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
-        self._circuits: dict[PolicyKey, Circuit] = {}
-        self._sweep_at = _SWEEP
+        self._circuits: OrderedDict[PolicyKey, Circuit] = OrderedDict()
         self._permits = count(1)
         self._admissions = Admissions()
 
@@ -112,18 +117,12 @@ class LocalCircuitBreakerStore:
         circuit = self._circuits.get(key)
         if circuit is None:
             now = self._clock()
-            if len(self._circuits) >= self._sweep_at:
-                self._sweep(now)
+            for idle in _forget_idle(self._circuits, lambda each: each.idle(now)):
+                self._admissions.forget(idle)
             circuit = self._circuits[key] = Circuit(strategy, now)
         elif circuit.strategy is not strategy:
             circuit.adopt(strategy)
         return circuit
-
-    def _sweep(self, now: float) -> None:
-        for key in [key for key, each in self._circuits.items() if each.idle(now)]:
-            del self._circuits[key]
-            self._admissions.forget(key)
-        self._sweep_at = max(_SWEEP, 2 * len(self._circuits))
 
     def _tell(self, key: PolicyKey, was: BreakerState, circuit: Circuit) -> None:
         if circuit.state is not was:
@@ -135,8 +134,7 @@ class LocalRateLimitStore:
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
-        self._full_at: dict[PolicyKey, float] = {}
-        self._sweep_at = _SWEEP
+        self._full_at: OrderedDict[PolicyKey, float] = OrderedDict()
 
     async def try_acquire(
         self, key: PolicyKey, strategy: RateLimitStrategy, cost: int = 1
@@ -164,7 +162,19 @@ class LocalRateLimitStore:
         if full_at is None:
             self._full_at.pop(key, None)
             return
-        if len(self._full_at) >= self._sweep_at:
-            self._full_at = {key: full for key, full in self._full_at.items() if full > now}
-            self._sweep_at = max(_SWEEP, 2 * len(self._full_at))
+        if key not in self._full_at:
+            _forget_idle(self._full_at, lambda each: each <= now)
         self._full_at[key] = full_at
+
+
+def _forget_idle(kept: OrderedDict[PolicyKey, V], idle: Callable[[V], bool]) -> list[PolicyKey]:
+    """Look at those that were not looked at for longest; the idle among them, which are gone."""
+    gone = []
+    for _ in range(_LOOKS if len(kept) >= _KEPT else 0):
+        key = next(iter(kept))
+        if idle(kept[key]):
+            del kept[key]
+            gone.append(key)
+        else:
+            kept.move_to_end(key)
+    return gone

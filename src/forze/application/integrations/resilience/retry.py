@@ -45,4 +45,4 @@ class Pauses:
     def _pause(self, told: object) -> float:
         drawn = min(self._most, self._uniform(self._base, self._last * 3))
         self._last = drawn
-        return drawn if not isinstance(told, timedelta) else max(drawn, told.total_seconds())
+        return max(drawn, seconds_of(told)) if isinstance(told, timedelta | int | float) else drawn
