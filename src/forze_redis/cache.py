@@ -219,12 +219,9 @@ class RedisPointers:
         )
         return reply if isinstance(reply, bytes) else None
 
-    def inspect(self, address: str) -> Awaitable[Entry]:
-        answer = self._client.run_cached(INSPECT, (address,))
-        return self._looked(address, answer)
-
-    async def _looked(self, address: str, answer: Awaitable[Any]) -> Entry:
-        return _entry(await answer, self._identity(address).tag.encode())
+    async def inspect(self, address: str) -> Entry:
+        reply = await self._client.run_cached(INSPECT, (address,))
+        return _entry(reply, self._identity(address).tag.encode())
 
     async def elect(self, address: str, token: str) -> bool:
         if not token.startswith(self._prefix):

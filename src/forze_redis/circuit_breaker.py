@@ -5,7 +5,7 @@
     {namespace}/{policy}[/{route}]      the circuit, a hash; absent while there is nothing
     {namespace}/changed                 the channel that tells of transitions
 
-On a cluster both end in the number of one of 64 channels, as hash tag.
+On a cluster there are several channels, and both end in the number of one, as hash tag.
 
 The script ``circuit_breaker`` is the machine of ``integrations.resilience.breaker``, for
 everybody. A process asks it when it first meets a circuit, for a probe, and now and then in case
@@ -110,7 +110,7 @@ class RedisCircuitBreakerStore:
         self._sweep_at = _SWEEP
         self._looking: dict[PolicyKey, asyncio.Task[None]] = {}
         self._telling: dict[PolicyKey, asyncio.Task[None]] = {}
-        self._untold: list[SharedCircuit] = []
+        self._untold: set[SharedCircuit] = set()
         self._subscribing: set[str] = set()
         self._subscriptions: dict[str, Subscription] = {}
 
@@ -374,11 +374,10 @@ class RedisCircuitBreakerStore:
         if not self._untold:
             loop = asyncio.get_running_loop()
             loop.call_later(_TOLD_SECONDS, weakly(self._tell_untold), context=Context())
-        if circuit.pending.calls == 1 or not self._untold:
-            self._untold.append(circuit)
+        self._untold.add(circuit)
 
     def _tell_untold(self) -> None:
-        untold, self._untold = self._untold, []
+        untold, self._untold = self._untold, set()
         if self._client.connected:  # else it was closed: good outcomes are no loss
             for circuit in untold:
                 self._tell(circuit)

@@ -15,7 +15,7 @@ to one key stands in one slot, and different keys in different ones.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
 from forze.application.contracts.resilience import PolicyKey
@@ -31,7 +31,7 @@ POINTER = "/cache/pointer/"
 PLAIN = "/cache/kv/"
 BODY = "/cache/body/"
 
-_CHANNELS = 64
+_CHANNELS: Final = 64
 
 
 class CacheKeys:

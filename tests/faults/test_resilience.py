@@ -357,7 +357,7 @@ async def test_a_flushed_server_forgets(valkey_dsn: str, valkey: ValkeyServer) -
         assert (await store.try_acquire(LIMIT_KEY, LIMIT, 10)).remaining == 0
         for _ in range(2):
             await circuits.record(key, strategy, False, await circuits.admit(key, strategy))
-        await circuits.force(known, LONG, CLOSED)
+        await circuits.force(known, LONG, BreakerState.CLOSED)
         before = await circuits.admit(known, LONG)
         valkey.ask("FLUSHALL")
         for _ in range(2):
@@ -531,7 +531,7 @@ async def breaker(dsn: str, **options: Any) -> AsyncIterator[RedisCircuitBreaker
 async def _undisturbed(store: RedisRateLimitStore | RedisCircuitBreakerStore) -> None:
     """Return when the server is back, though nobody calls."""
     async with asyncio.timeout(PATIENTLY):
-        while store.degraded:  # noqa: ASYNC110
+        while store.degraded:
             await asyncio.sleep(0.01)
 
 

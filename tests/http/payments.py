@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from forze.application.contracts.idempotency import IdempotencySpec
 from forze.application.execution import DepsPlan, ExecutionRuntime, LifecyclePlan
-from forze.errors import NotFoundError
+from forze.errors import BackendUnavailable, NotFoundError
 from forze_fastapi import IdempotencyFeature, register_exception_handlers, runtime_lifespan
 from forze_memory import MemoryDepsModule
 from forze_redis import (
@@ -157,6 +157,8 @@ class World:
                 raise HTTPException(code, "said", headers={"ETag": '"raised"'})
             if how == "declined":
                 raise Declined
+            if how == "committed":
+                raise BackendUnavailable("the cache is away", backend="redis", committed=True)
             if how == "missing":
                 raise NotFoundError("no such account", resource="accounts")
             if how == "crash":

@@ -15,7 +15,7 @@ import asyncpg
 import httpx
 import pytest
 import pytest_asyncio
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, HTTPException
 from tests.http.payments import SPEC, WAITING, World, in_memory, on_server
 from tests.http.serving import client_of, serving
 
@@ -41,34 +41,6 @@ PROBLEM = "application/problem+json"
 
 
 in_one_loop = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served() -> AsyncIterator[tuple[World, str]]:
-    world = in_memory()
-    async with serving(world.app) as address:
-        yield world, address
-
-
-@pytest.fixture
-def world(served: tuple[World, str]) -> World:
-    """What they all share, which knows nothing of the others."""
-    served[0].forget()
-    return served[0]
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def one(
-    world: World, served: tuple[World, str], request: pytest.FixtureRequest
-) -> AsyncIterator[httpx.AsyncClient]:
-    """A principal of its own, so that its keys are nobody else's."""
-    who = {"X-User": request.node.name}
-    async with httpx.AsyncClient(base_url=served[1], headers=who, timeout=20) as client:
-        yield client
-    world.go.set()
-
-
-pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -374,6 +346,17 @@ async def test_the_answer_to_an_exception_is_the_one_that_was_sent(
     for run in (2, 3):
         answer = await one.post("/v1/converted", headers=KEY)
         assert (answer.status_code, replayed(answer), world.runs) == (404, False, run)
+
+
+@in_one_loop
+async def test_a_change_that_stands_is_not_made_again_though_its_request_failed(
+    world: World, one: httpx.AsyncClient
+) -> None:
+    first = await one.post("/v1/status/503?how=committed", headers=KEY)
+    again = await one.post("/v1/status/503?how=committed", headers=KEY)
+    assert is_problem(first, 503, "backend-unavailable")
+    assert first.json()["outcome"] == "committed"
+    assert (replayed(again), again.content, world.runs) == (True, first.content, 1)
 
 
 @in_one_loop
@@ -723,6 +706,12 @@ async def test_effect_and_answer_are_one_transaction_of_a_dependency(postgres_ds
         await client.rows("INSERT INTO orders VALUES (1)", doing="order", write=True)
         return {"order": "taken"}
 
+    @app.post("/declined", dependencies=[Depends(transaction)])
+    @IdempotencyFeature(spec=SPEC, ctx_dep=runtime.get_context)
+    async def declined() -> None:
+        await client.rows("INSERT INTO orders VALUES (2)", doing="order", write=True)
+        raise HTTPException(402, "after the effect")
+
     async with client_of(app) as one:
         with contextlib.suppress(httpx.HTTPError):
             # Sent before it is rolled back, by FastAPI; the connection does not survive that.
@@ -734,5 +723,8 @@ async def test_effect_and_answer_are_one_transaction_of_a_dependency(postgres_ds
                 await asyncio.sleep(0.02)
         assert not replayed(again)
         assert replayed(await one.post("/orders", headers=KEY))
+        for second in (False, True):  # the effect is rolled back, the answer to it stands
+            answer = await one.post("/declined", headers=KEY)
+            assert (answer.status_code, replayed(answer)) == (402, second)
         assert await connection.fetchval("SELECT count(*) FROM orders") == 1
     await connection.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from itertools import product
 from typing import Any
 
 import http_sf
@@ -250,16 +251,15 @@ async def test_without_its_server_a_limit_stands_in_or_refuses(own_valkey: Valke
 def test_openapi_says_it_all() -> None:
     app = limited()[0]
     assert app.openapi() == app.openapi()
-    paths = [
-        (each, status) for each in ("/plain", "/both", "/costly/{units}") for status in (429, 503)
-    ]
-    for path, status in paths:
-        refusal = app.openapi()["paths"][path]["get"]["responses"][str(status)]
+    for path, status in product(("/plain", "/both", "/costly/{units}"), ("429", "503")):
+        refusal = app.openapi()["paths"][path]["get"]["responses"][status]
         assert refusal["headers"].keys() == {"Retry-After", "RateLimit-Policy", "RateLimit"}
         assert refusal["content"] == {
             "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
         }
     assert "Problem" in app.openapi()["components"]["schemas"]
+    open_to_failures = RateLimit("spot", strategy=RateLimitStrategy(permits=1))
+    assert open_to_failures.responses.keys() == {429}
 
 
 def test_nonsense_is_refused_when_it_is_made() -> None:

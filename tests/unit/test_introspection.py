@@ -130,6 +130,20 @@ async def test_lapsed_locks_do_not_pile_up(
     assert len(port._scopes.ledger._named) == 1
 
 
+async def test_a_lock_costs_the_same_however_many_there_are(
+    ctx: ExecutionContext, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "SWEPT_AT", 10)
+    port: Any = ctx.dlock(JOBS)
+    sweeps = []
+    sweep = port._scopes.ledger._sweep
+    monkeypatch.setattr(port._scopes.ledger, "_sweep", lambda: sweeps.append(sweep()))
+    for number in range(200):
+        await port.acquire(f"k{number}", "me")
+    assert len(locks_of(port)) == 200
+    assert len(sweeps) <= 7
+
+
 async def test_permits_and_readers(ctx: ExecutionContext) -> None:
     slots, pages = ctx.semaphore(SLOTS), ctx.rwlock(PAGES)
     async with slots.scope("k"), slots.scope("k"), pages.reading("p"):

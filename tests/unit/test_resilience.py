@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import random
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -156,6 +157,40 @@ async def test_what_a_policy_lacks_is_said() -> None:
     assert world.stats("plain") == {"calls": 2, "succeeded": 1, "failed": 1}
 
 
+async def test_what_is_called_gets_its_arguments_whatever_their_names() -> None:
+    world = World(a=ResiliencePolicy())
+
+    async def told(**arguments: object) -> dict[str, object]:
+        return arguments
+
+    given: dict[str, Any] = {"name": "x", "function": 1, "self": 2, "key": 3}
+    assert await world.port.run("a", told, **given) == given
+
+
+async def test_what_cannot_be_awaited_is_refused_and_says_so() -> None:
+    world = World(a=breaker(min_throughput=1), b=ResiliencePolicy(timeout=30))
+
+    def sync() -> int:
+        return 1
+
+    async def generator() -> AsyncIterator[int]:
+        yield 1
+
+    odd: list[tuple[Any, str]] = [
+        (sync, "sync.* returned int, .*to_thread"),
+        (generator, "returned async_generator"),
+        (world.ok(), "takes an async function and its arguments"),  # called too early
+        (None, "not None"),
+    ]
+    for given, problem in odd:
+        for name in "ab":
+            with pytest.raises(ConfigurationError, match=problem):
+                await world.port.run(name, given)
+    assert world.state("a") is BreakerState.CLOSED
+    assert await world.port.run("a", asyncio.to_thread, sync) == 1
+    assert await world.port.run("a", lambda: asyncio.ensure_future(world.ok())) == "done"
+
+
 # -- circuit breaker ---------------------------------------------------------
 
 
@@ -186,6 +221,13 @@ async def test_routes_have_circuits_of_their_own() -> None:
     assert refusal.value.route == "eu"
     assert await world.port.run("a", world.ok, route="us") == "done"
     assert await world.port.run("a", world.ok) == "done"
+
+
+async def test_a_route_is_known_by_its_text() -> None:
+    world = World(a=breaker())
+    await world.fails("a", 4, route=7)  # type: ignore[arg-type]
+    with pytest.raises(CircuitOpen):
+        await world.port.run("a", world.ok, route="7")
 
 
 async def test_what_is_the_callers_own_doing_opens_nothing() -> None:
@@ -373,7 +415,10 @@ async def test_circuits_and_buckets_that_say_nothing_are_forgotten() -> None:
         await breakers.record(("a", "down"), STRATEGY, False)
     assert len(breakers.views()) == 3_001
     assert len(limits) == 3_000
+    await limits.try_acquire(("a", "0"), limit, cost=0)
     clock.advance(timedelta(minutes=1))
+    await limits.try_acquire(("a", "new"), limit)
+    assert len(limits) == 3_000 - 1  # a few for each that comes: nobody waits for all of them
     for route in range(3_000, 8_000):
         await breakers.admit(("a", str(route)), STRATEGY)
         await limits.try_acquire(("a", str(route)), limit)
@@ -475,12 +520,15 @@ async def test_what_is_down_is_not_multiplied() -> None:
 
 async def test_each_attempt_meets_the_breaker_and_an_open_one_ends_the_retries() -> None:
     strategy = CircuitBreakerStrategy(min_throughput=2, break_duration=5)
-    many = RetryStrategy(attempts=9, base_delay=1e-6, max_delay=60)
+    many = RetryStrategy(attempts=9, base_delay=1e-6, max_delay=1e-3)
     world = World(a=ResiliencePolicy(retry=many, circuit_breaker=strategy))
-    with pytest.raises(CircuitOpen):
+    with pytest.raises(ConnectionRefusedError):  # it was called, so it is no CircuitOpen
         await world.port.run("a", world.down)
     assert world.calls == 2
-    assert world.stats("a") == {"calls": 1, "refused_by_breaker": 1, "retries": 2}
+    assert world.stats("a") == {"calls": 1, "failed": 1, "retries": 2}
+    with pytest.raises(CircuitOpen):
+        await world.port.run("a", world.down)
+    assert world.stats("a") == {"calls": 2, "failed": 1, "retries": 2, "refused_by_breaker": 1}
 
 
 async def test_no_pause_goes_beyond_the_deadline() -> None:
@@ -547,6 +595,14 @@ async def test_a_deadline_cuts_the_timeout_short_and_that_is_nobodys_failure() -
     assert late.value.at_deadline
     assert late.value.timeout < SECOND
     assert world.state("a") is BreakerState.CLOSED
+
+
+async def test_no_call_begins_after_its_deadline() -> None:
+    world = World(a=ResiliencePolicy(timeout=30))
+    with bind_deadline(timedelta(0)), pytest.raises(CallTimeout) as late:
+        await world.port.run("a", world.ok)
+    assert late.value.at_deadline
+    assert world.calls == 0
 
 
 # -- bulkhead ----------------------------------------------------------------
@@ -626,6 +682,48 @@ async def test_nobody_who_was_cancelled_in_the_line_is_given_a_place() -> None:
     assert bulkhead.waiting == 0
     bulkhead.leave()
     assert bulkhead.idle
+
+
+async def test_no_place_is_lost_whoever_is_cancelled_when() -> None:
+    dice = random.Random(5)
+    for _ in range(150):
+        await _rush(dice, Bulkhead(dice.randint(1, 3), dice.randint(0, 5)))
+
+
+async def _rush(dice: random.Random, bulkhead: Bulkhead) -> None:
+    """Callers come, stay for a few turns, run out of patience or are cancelled, at random."""
+    places = bulkhead._places
+    inside = 0
+    served: list[int] = []
+
+    async def call(number: int, within: float | None, turns: int) -> None:
+        nonlocal inside
+        waits = bulkhead.taken == places
+        if not await bulkhead.enter(within):
+            return
+        inside += 1
+        assert inside <= bulkhead.taken <= places
+        if waits:
+            served.append(number)
+        try:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        finally:
+            inside -= 1
+            bulkhead.leave()
+
+    tasks: list[asyncio.Future[None]] = []
+    for number in range(40):
+        within = dice.choice([None, None, 0.0, 1e-9, 1e-4])
+        tasks.append(asyncio.ensure_future(call(number, within, dice.randint(0, 4))))
+        if dice.random() < 0.3:
+            dice.choice(tasks).cancel()
+        for _ in range(dice.randint(0, 2)):
+            await asyncio.sleep(0)
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {type(each) for each in ended} <= {type(None), asyncio.CancelledError}
+    assert (bulkhead.taken, bulkhead.waiting, inside) == (0, 0, 0)
+    assert served == sorted(served)
 
 
 async def _turns() -> None:
@@ -825,3 +923,35 @@ def test_a_wrong_decoration_is_refused_at_once() -> None:
         resilient("mail", ctx=lambda: None, route="host")(send)  # type: ignore[arg-type, return-value]
     with pytest.raises(ConfigurationError, match="get_context"):
         resilient("mail", ctx=None)  # type: ignore[arg-type]
+
+    async def generator() -> AsyncIterator[int]:
+        yield 1
+
+    bound: Any = classmethod(send)  # type: ignore[arg-type]
+    for given in (generator, bound):
+        with pytest.raises(ConfigurationError, match="is no async function"):
+            resilient("mail", ctx=lambda: None)(given)  # type: ignore[arg-type, return-value]
+
+
+async def test_methods_can_be_put_under_a_policy_with_a_route_of_their_object() -> None:
+    world = World(mail=breaker())
+
+    class Context:
+        resilience = world.port
+
+    class Host:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        @resilient("mail", ctx=Context, route=lambda self, *_, **__: self.name)
+        async def send(self, text: str, *, route: str = "air") -> str:
+            return f"{text} to {self.name} by {route}"
+
+        @classmethod
+        @resilient("mail", ctx=Context)
+        async def ping(cls) -> str:
+            return cls.__name__
+
+    assert await Host("eu").send("hello", route="sea") == "hello to eu by sea"
+    assert await Host.ping() == "Host"
+    assert {view.key for view in world.breakers.views()} == {("mail", "eu"), ("mail", None)}

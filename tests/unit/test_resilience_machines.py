@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from datetime import timedelta
+from math import inf, nextafter
+from socket import gaierror
 from typing import Any
 
 import pytest
@@ -14,7 +17,7 @@ from forze.application.contracts.resilience import (
     RateLimitStrategy,
     RetryStrategy,
 )
-from forze.application.integrations.resilience.breaker import Circuit
+from forze.application.integrations.resilience.breaker import BUCKETS, Circuit, Window
 from forze.application.integrations.resilience.budget import RetryBudget
 from forze.application.integrations.resilience.failures import is_retried, outcome_of
 from forze.application.integrations.resilience.limiter import Bucket, take
@@ -138,6 +141,17 @@ def test_after_a_silence_nothing_is_left_in_the_window(seconds: int) -> None:
     story.ends("---")
     assert story.wait(seconds).ends("---") is CLOSED
     assert story.circuit.window.total.calls == 3
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.7, 1, 7, 1e-3])
+def test_the_sum_is_that_of_the_buckets_on_every_edge(seconds: float) -> None:
+    window = Window(seconds)
+    for bucket in range(200):
+        edge = bucket * (seconds / BUCKETS)
+        for now in (nextafter(edge, -inf), edge, edge, nextafter(edge, inf)):
+            window.add(True, False, now)
+        assert window.total.calls <= 4 * BUCKETS
+    assert window.total == window.at(199 * (seconds / BUCKETS))
 
 
 def test_a_cancelled_call_counts_as_neither() -> None:
@@ -283,6 +297,14 @@ def test_time_in_which_nobody_called_is_time_served() -> None:
     assert story.probed(probe, True) is CLOSED
 
 
+def test_a_strategy_that_asks_for_fewer_probes_now_does_not_leave_it_half_open() -> None:
+    story = Story(half_open_max_calls=3).half_open()
+    for _ in range(2):
+        story.probed(story.probe(), True)
+    story.circuit.adopt(replace(story.circuit.strategy, half_open_max_calls=2))
+    assert story.probed(story.probe(), True) is CLOSED
+
+
 def test_rare_calls_close_it_too() -> None:
     story = Story(half_open_max_calls=3).half_open()
     for _ in range(3):
@@ -404,9 +426,9 @@ def test_who_comes_back_after_the_wait_is_let_in() -> None:
             decision, kept = take(bucket, kept, now, 2)
             if not decision.allowed:
                 assert decision.retry_after is not None
-                early, _ = take(bucket, kept, now + 0.5 * decision.retry_after.total_seconds(), 2)
-                assert not early.allowed
-                now += decision.retry_after / timedelta(microseconds=1)
+                wait = decision.retry_after / timedelta(microseconds=1)
+                assert not take(bucket, kept, now + wait - 2, 2)[0].allowed
+                now += wait
                 assert take(bucket, kept, now, 2)[0].allowed
 
 
@@ -488,6 +510,10 @@ def test_what_a_refusal_asks_for_is_waited_for() -> None:
     assert _first_pause(busy, left=1.9) is None
     soon = Throttled("busy", retry_after=timedelta(milliseconds=1))
     assert _first_pause(soon) == 0.1
+    told = ConnectionError()
+    for seconds in (2, 2.0, timedelta(seconds=2)):
+        told.retry_after = seconds  # type: ignore[attr-defined]
+        assert _first_pause(told) == 2  # other libraries say it in seconds
     running = IdempotencyInProgress(operation="pay", key="k", retry_after=SECOND)
     assert _first_pause(running) == 1
 
@@ -510,6 +536,7 @@ FULL = BulkheadFull(policy="a", max_concurrent=1)
         (BackendCorrupt("odd", backend="redis"), False, False),
         (ConnectionError(), True, True),
         (ConnectionRefusedError(), True, True),
+        (gaierror("no such host"), True, True),
         (ConnectionResetError(), False, True),
         (BrokenPipeError(), False, True),
         (TimeoutError(), False, True),
@@ -566,6 +593,7 @@ def test_what_an_exception_says_of_what_was_called(error: Exception, outcome: bo
 def test_what_counts_as_a_failure_can_be_told() -> None:
     assert outcome_of(ValueError(), (ValueError,)) is False
     assert outcome_of(KeyError(), (ValueError,)) is True
+    assert outcome_of(SHUT, (ValueError,)) is None  # refused by a policy within
     assert outcome_of(Throttled("busy", retry_after=SECOND), (Throttled,)) is False
     assert outcome_of(NotFoundError("n", resource="r"), lambda error: True) is False
     assert outcome_of(CUT, (Exception,)) is None

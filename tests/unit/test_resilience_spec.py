@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
@@ -15,7 +16,11 @@ from forze.application.contracts.resilience import (
     RetryStrategy,
 )
 from forze.application.execution import DepsPlan, ExecutionRuntime, ResilienceDepsModule
-from forze.errors import ConfigurationError
+from forze.application.integrations.resilience import (
+    LocalCircuitBreakerStore,
+    LocalRateLimitStore,
+)
+from forze.errors import CallTimeout, ConfigurationError
 
 NAN = float("nan")
 
@@ -33,6 +38,9 @@ NONSENSE: list[tuple[type, str, dict[str, Any]]] = [
     (RetryStrategy, "retry_on", {"retry_on": (KeyboardInterrupt,)}),
     (RetryStrategy, "retry_on", {"retry_on": [ValueError]}),
     (RetryStrategy, "retry_on", {"retry_on": int}),
+    (RetryStrategy, "retry_on", {"retry_on": asyncio.sleep}),
+    (RetryStrategy, "retry_on", {"retry_on": (ValueError, TimeoutError)}),
+    (RetryStrategy, "retry_on", {"retry_on": CallTimeout}),
     (CircuitBreakerStrategy, "failure_ratio", {"failure_ratio": 0}),
     (CircuitBreakerStrategy, "failure_ratio", {"failure_ratio": 50}),
     (CircuitBreakerStrategy, "failure_ratio", {"failure_ratio": NAN}),
@@ -73,6 +81,16 @@ def test_nonsense_is_refused_by_name(kind: type, field: str, given: dict[str, An
         kind(**given)
     assert refusal.value.name == field
     assert field in str(refusal.value)
+
+
+def test_what_may_have_taken_effect_is_named_together_with_leave_to_repeat_it() -> None:
+    with pytest.raises(ConfigurationError, match=r"retry_unknown=True to name ReadTimedOut"):
+        RetryStrategy(retry_on=(ValueError, ReadTimedOut))
+    assert RetryStrategy(retry_on=ReadTimedOut, retry_unknown=True).retry_on is ReadTimedOut
+
+
+class ReadTimedOut(TimeoutError):
+    """As a client library may have it."""
 
 
 def test_a_bucket_holds_the_whole_permits_of_its_period_unless_told_otherwise() -> None:
@@ -145,3 +163,13 @@ def test_wrong_policies_are_refused_when_the_module_is_made(policies: Any, word:
     with pytest.raises(ConfigurationError) as refusal:
         ResilienceDepsModule(policies=policies)
     assert word in str(refusal.value)
+
+
+@pytest.mark.parametrize("field", ["breaker_store", "rate_limit_store"])
+@pytest.mark.parametrize("given", [object(), LocalCircuitBreakerStore, LocalRateLimitStore])
+def test_what_is_no_store_is_refused_when_the_module_is_made(field: str, given: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"{field}= takes a store"):
+        ResilienceDepsModule(**{field: given})
+    stores = LocalCircuitBreakerStore(), LocalRateLimitStore()
+    with pytest.raises(ConfigurationError, match="takes a store"):
+        ResilienceDepsModule({}, breaker_store=stores[1], rate_limit_store=stores[0])  # type: ignore[arg-type]

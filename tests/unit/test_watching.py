@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Hashable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -22,6 +22,7 @@ from forze.application.integrations.document.explaining import (
     invalidate,
     source_row,
 )
+from forze.application.integrations.document.l1.store import L1Stats
 from forze.application.integrations.document.watching import Reason, watch, why_absent
 from forze.domain.models import BaseDTO, CreateDocumentCmd, Document, ReadDocument
 from forze.errors import NotFoundError
@@ -148,13 +149,15 @@ async def test_another_readers_lease_is_waited_for(world: World) -> None:
     pointers, address = coordinator.outlet.pointers, coordinator.address(world.pk)
     token = pointers.token()
     await pointers.read(address, token)
+    before = await world.explain()
+    assert (before.next_read, before.next_reason) == ("cache", Reason.LEASE_HELD)
     watch(coordinator, world.pk)
     reading = asyncio.ensure_future(world.ctx.document.query(NOTES).get(world.pk))
     async with asyncio.timeout(10):
         while not coordinator.loading(address):
             await asyncio.sleep(0.001)
     during = await world.explain()
-    assert (during.next_read, during.next_reason) == ("cache", Reason.LEASE_HELD)
+    assert (during.next_read, during.next_reason) == ("shared", Reason.JOINED)
     assert during.loading
     joined = asyncio.ensure_future(world.ctx.document.query(NOTES).get(world.pk))
     await asyncio.sleep(0.01)
@@ -190,6 +193,49 @@ async def test_reads_in_a_transaction_and_failures_are_told(world: World) -> Non
     found = (await explain(CACHE, coordinator, missing)).reads
     assert found is not None
     assert (found[0].answered_by, found[0].outcome) == ("nobody", "NotFoundError")
+
+
+async def test_a_read_that_refreshes_early_went_to_the_source(world: World) -> None:
+    eager = replace(NOTES, name="eager", cache=replace(CACHE, name="eager", early_refresh_beta=1e12))
+    world.pk = (await world.ctx.document.command(eager).create(NoteCreate(text="b"))).id
+    query, coordinator = world.ctx.document.query(eager), world.coordinator(eager)
+    await query.get(world.pk)
+    watch(coordinator, world.pk)
+    await query.get(world.pk)
+    assert await world.reads(eager) == [("source", "refreshed", None)]
+
+
+async def test_a_read_that_is_cancelled_was_answered_by_nobody(world: World) -> None:
+    coordinator = world.coordinator()
+    watch(coordinator, world.pk)
+    reading = asyncio.ensure_future(world.ctx.document.query(NOTES).get(world.pk))
+    await asyncio.sleep(0)  # it has begun, and asks the cache
+    reading.cancel()
+    await asyncio.wait({reading})
+    assert await world.reads() == [("nobody", "cut_short", "CancelledError")]
+
+
+class Closed:
+    """A store of the application's own, which cannot be looked into."""
+
+    def __init__(self) -> None:
+        self.entries: dict[Hashable, object] = {}
+        self.get, self.set = self.entries.get, self.entries.__setitem__
+        self.clear = self.entries.clear
+
+    def invalidate(self, key: Hashable) -> None:
+        self.entries.pop(key, None)
+
+    def stats(self) -> L1Stats:
+        return L1Stats(hits=0, misses=0, evictions=0, size=len(self.entries), capacity=9)
+
+
+async def test_a_store_that_cannot_be_looked_into_is_said_to_be(world: World) -> None:
+    l1 = L1Spec(ttl=timedelta(minutes=1), store_factory=lambda _: Closed())
+    spec = replace(NOTES, name="closed", cache=replace(CACHE, name="closed", l1=l1))
+    world.pk = (await world.ctx.document.command(spec).create(NoteCreate(text="b"))).id
+    await world.ctx.document.query(spec).get(world.pk)
+    assert (await world.explain(spec)).l1 == "hidden"
 
 
 async def test_reads_of_many_are_told(world: World) -> None:

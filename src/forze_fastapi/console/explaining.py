@@ -12,7 +12,7 @@ from forze.application.integrations.document import explaining
 from forze.application.integrations.document.coordinator import Coordinator
 from forze.application.integrations.document.ports import Bound
 from forze.application.integrations.document.watching import AnsweredBy, Reason, watch
-from forze.errors import TenantRequired
+from forze.errors import ConfigurationError, TenantRequired
 from forze_fastapi.console.shapes import (
     DocumentKey,
     Explanation,
@@ -91,6 +91,13 @@ def _for_tenant(kind: Bound, key: DocumentKey) -> Iterator[None]:
             yield
     except TenantRequired as error:
         raise HTTPProblem(422, "tenant-required", "Name a tenant.") from error
+    except ConfigurationError as error:
+        raise HTTPProblem(
+            422,
+            "cannot-be-asked",
+            "The cache cannot be asked: no server is known for this tenant, or it does not permit "
+            "it.",
+        ) from error
 
 
 def _verdict(by: AnsweredBy, reason: Reason) -> Verdict:

@@ -19,16 +19,25 @@ from weakref import WeakKeyDictionary
 
 from forze.application.contracts.health import HealthCheck
 from forze.application.contracts.idempotency import IdempotencySpec
-from forze.application.contracts.introspection import HoldsClaims, HoldsLocks, KeepsLimits, Pushing
-from forze.application.contracts.resilience import ResilienceDepKey
+from forze.application.contracts.introspection import (
+    ClaimView,
+    HoldsClaims,
+    HoldsLocks,
+    KeepsLimits,
+    LockView,
+    Pushing,
+)
+from forze.application.contracts.resilience import BreakerState, BreakerView, ResilienceDepKey
 from forze.application.execution import ExecutionContext
 from forze.application.integrations.document.reading import (
     Reading,
+    Values,
     hit_ratios,
+    reads_by_tier,
     staleness_bound,
 )
 from forze.errors import ForzeError
-from forze_fastapi.console.history import Cached, History, cached_in, history_of, reads_of
+from forze_fastapi.console.history import Cached, History, cached_in, history_of
 from forze_fastapi.console.shapes import (
     CachedStatus,
     CacheSettings,
@@ -44,6 +53,7 @@ from forze_fastapi.console.shapes import (
     PushStatus,
     Reads,
     ServerStatus,
+    Totals,
     Traffic,
 )
 
@@ -52,10 +62,11 @@ SILENT_SECONDS: Final = 1.0
 """A server that says nothing for so long is shown as away."""
 
 MOST_ROWS: Final = 200
-"""Locks and claims shown at most, the longest held first."""
+"""Locks, claims and circuits shown at most; of the first two the longest held."""
 
-KEY_CHARS: Final = 16
-"""An idempotency key is shown up to here: who knows one could ask for its answer."""
+KEY_CHARS: Final = 8
+"""An idempotency key is shown up to here, and never more than half of it: who knows one could ask
+for its answer."""
 
 _ERROR_CHARS: Final = 400
 
@@ -65,6 +76,7 @@ async def overview(ctx: ExecutionContext) -> Overview:
     history = history_of(ctx)
     servers = await _servers(ctx)
     ports, cached = ctx.ports(), cached_in(ctx)
+    circuits, locks, claims = _circuits(ctx), _locks(ports), _claims(ports)
     return Overview(
         at=time(),
         process=Process(pid=os.getpid(), host=socket.gethostname(), since=history.began),
@@ -72,11 +84,26 @@ async def overview(ctx: ExecutionContext) -> Overview:
         functions=[_cached(each, history) for each in cached if each.name[0] == "function"],
         servers=servers,
         pushes=_pushes(ctx),
-        circuits=_circuits(ctx),
+        totals=Totals(circuits=len(circuits), locks=len(locks), claims=len(claims)),
+        circuits=[
+            CircuitStatus(
+                policy=each.key[0],
+                route=each.key[1],
+                state=each.state.value,
+                since=each.since,
+                calls=each.calls,
+                failures=each.failures,
+                degraded=each.degraded,
+            )
+            for each in circuits[:MOST_ROWS]
+        ],
         policies=_policies(ctx),
         limits_degraded=_limits_degraded(ctx),
-        locks=_locks(ports),
-        claims=_claims(ports),
+        locks=[LockStatus(**each._asdict()) for each in locks[:MOST_ROWS]],
+        claims=[
+            ClaimStatus(**each._replace(key=_shortened(each.key))._asdict())
+            for each in claims[:MOST_ROWS]
+        ],
         idempotency=[
             IdempotencyStatus(name=spec.name, counts=port.stats())
             for spec, port in ports
@@ -90,7 +117,7 @@ async def overview(ctx: ExecutionContext) -> Overview:
 
 def _cached(cached: Cached, history: History) -> CachedStatus:
     spec, reading = cached.spec, cached.reading()
-    reads, tier = reads_of(reading), reading.tier
+    reads, tier = reads_by_tier(reading), reading.tier
     seconds, lately = history.minute(cached.name, reads)
     return CachedStatus(
         name=cached.name[1],
@@ -113,17 +140,15 @@ def _cached(cached: Cached, history: History) -> CachedStatus:
     )
 
 
-def _traffic(seconds: float | None, reads: Reads) -> Traffic:
-    numbers = {name: number for name, number in reads if number is not None}
-    ratios = hit_ratios(numbers)
-    every = sum(numbers.values())
+def _traffic(seconds: float | None, reads: Values) -> Traffic:
+    ratios, every = hit_ratios(reads), sum(reads.values())
     return Traffic(
         seconds=seconds,
-        reads=reads,
+        reads=Reads.model_validate(reads),
         hit_ratios=HitRatios(
             l1=ratios.get("l1"),
             cache=ratios.get("cache"),
-            all=1 - reads.source / every if every else None,
+            all=1 - reads["source"] / every if every else None,
         ),
     )
 
@@ -245,21 +270,11 @@ def _pushes(ctx: ExecutionContext) -> list[PushStatus]:
 # -- resilience ----------------------------------------------------------------
 
 
-def _circuits(ctx: ExecutionContext) -> list[CircuitStatus]:
+def _circuits(ctx: ExecutionContext) -> list[BreakerView]:
+    """Those that let not everything through first."""
     if not ctx.exists(ResilienceDepKey):
         return []
-    return [
-        CircuitStatus(
-            policy=each.key[0],
-            route=each.key[1],
-            state=each.state.value,
-            since=each.since,
-            calls=each.calls,
-            failures=each.failures,
-            degraded=each.degraded,
-        )
-        for each in ctx.resilience.breakers()[:MOST_ROWS]
-    ]
+    return sorted(ctx.resilience.breakers(), key=lambda each: each.state is BreakerState.CLOSED)
 
 
 def _policies(ctx: ExecutionContext) -> list[PolicyStatus]:
@@ -290,22 +305,17 @@ def _limits_degraded(ctx: ExecutionContext) -> bool:
 # -- locks and claims ----------------------------------------------------------
 
 
-def _locks(ports: list[tuple[Any, Any]]) -> list[LockStatus]:
+def _locks(ports: list[tuple[Any, Any]]) -> list[LockView]:
     found = [each for _, port in ports if isinstance(port, HoldsLocks) for each in port.locks()]
-    found.sort(key=lambda each: each.since)
-    return [LockStatus(**each._asdict()) for each in found[:MOST_ROWS]]
+    return sorted(found, key=lambda each: each.since)
 
 
-def _claims(ports: list[tuple[Any, Any]]) -> list[ClaimStatus]:
+def _claims(ports: list[tuple[Any, Any]]) -> list[ClaimView]:
     found = [
         each for _, port in ports if isinstance(port, HoldsClaims) for each in port.open_claims()
     ]
-    found.sort(key=lambda each: each.since)
-    return [
-        ClaimStatus(**each._replace(key=_shortened(each.key))._asdict())
-        for each in found[:MOST_ROWS]
-    ]
+    return sorted(found, key=lambda each: each.since)
 
 
 def _shortened(key: str) -> str:
-    return key if len(key) <= KEY_CHARS else f"{key[: KEY_CHARS // 2]}…"
+    return f"{key[: min(KEY_CHARS, len(key) // 2)]}…"

@@ -9,20 +9,19 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Mapping
-from itertools import pairwise
 from time import monotonic, time
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
-from forze.application.contracts.cache import CacheSpec
+from forze.application.contracts.cache import CacheSpec, PointerCache
+from forze.application.contracts.document import DocumentStore
 from forze.application.execution import ExecutionContext
 from forze.application.integrations.document.coordinator import Coordinator
-from forze.application.integrations.document.reading import Reading, reads_by_tier
-from forze_fastapi.console.shapes import Reads, Series
+from forze.application.integrations.document.reading import Reading, Values, reads_by_tier
+from forze_fastapi.console.shapes import Series
 
 SECONDS: Final = 60
 _PERIOD: Final = 1.0
-
 
 Name: TypeAlias = tuple[Literal["document", "function"], str]
 """A document kind or a function, by its name."""
@@ -45,7 +44,7 @@ def cached_in(ctx: ExecutionContext) -> list[Cached]:
     """All that is read through a cache and has been used, or declared, so far."""
     documents = [
         Cached(("document", each.spec.name), each.spec.cache, each.coordinator,
-               each.store.relations.tenant_aware)
+               _of_tenants(each.store, each.coordinator.outlet.pointers))
         for each in ctx.document.kinds()
         if each.coordinator is not None and each.spec.cache is not None
     ]  # fmt: skip
@@ -57,11 +56,17 @@ def cached_in(ctx: ExecutionContext) -> list[Cached]:
     return documents + functions
 
 
+def _of_tenants(store: DocumentStore[Any], pointers: PointerCache) -> bool:
+    """Whether it takes a tenant to tell where a document is, or which."""
+    return store.relations.tenant_aware or pointers.tenant_aware or not pointers.one_namespace
+
+
 class Sample(NamedTuple):
-    """Reads so far."""
+    """Reads so far, by what answered them, and a second's rates up to here."""
 
     at: float
-    reads: Mapping[Name, Reads]
+    reads: Mapping[Name, Values]
+    rates: Mapping[Name, tuple[float, float, float]]
 
 
 class History:
@@ -75,21 +80,14 @@ class History:
 
     def series(self, name: Name) -> Series:
         """Reads per second."""
-        points = [
-            (_rate(before, after, name, ("l1",)), _rate(before, after, name, ("cache", "shared")),
-             _rate(before, after, name, ("source",)))
-            for before, after in pairwise(self._samples)
-        ]  # fmt: skip
-        return Series(
-            l1=[each[0] for each in points],
-            cache=[each[1] for each in points],
-            source=[each[2] for each in points],
-        )
+        points = [each.rates.get(name, (0.0, 0.0, 0.0)) for each in self._samples]
+        l1, cache, source = zip(*points, strict=True)
+        return Series(l1=l1[1:], cache=cache[1:], source=source[1:])
 
-    def minute(self, name: Name, now: Reads) -> tuple[float, Reads]:
+    def minute(self, name: Name, now: Values) -> tuple[float, Values]:
         """How long ago the oldest sample was taken, and the reads since then."""
         oldest = self._samples[0]
-        return monotonic() - oldest.at, _since(now, oldest.reads.get(name))
+        return monotonic() - oldest.at, _since(now, oldest.reads.get(name, {}))
 
     async def _go_on(self, ctx: ExecutionContext) -> None:
         while True:
@@ -97,8 +95,15 @@ class History:
             self._take(ctx)
 
     def _take(self, ctx: ExecutionContext) -> None:
-        reads = {each.name: reads_of(each.reading()) for each in cached_in(ctx)}
-        self._samples.append(Sample(monotonic(), reads))
+        now = monotonic()
+        reads = {each.name: reads_by_tier(each.reading()) for each in cached_in(ctx)}
+        before = self._samples[-1] if self._samples else Sample(now, {}, {})
+        passed = max(now - before.at, 0.001)
+        rates = {
+            name: _rates(_since(each, before.reads.get(name, {})), passed)
+            for name, each in reads.items()
+        }
+        self._samples.append(Sample(now, reads, rates))
 
 
 _histories: WeakKeyDictionary[ExecutionContext, History] = WeakKeyDictionary()
@@ -112,32 +117,12 @@ def history_of(ctx: ExecutionContext) -> History:
     return history
 
 
-def reads_of(reading: Reading) -> Reads:
-    """The reads so far."""
-    found = reads_by_tier(reading)
-    return Reads(
-        l1=None if reading.l1 is None else int(found["l1"]),
-        cache=int(found["cache"]),
-        shared=int(found["shared"]),
-        source=int(found["source"]),
-    )
+def _since(now: Values, then: Values) -> Values:
+    return {tier: number - then.get(tier, 0) for tier, number in now.items()}
 
 
-def _since(now: Reads, then: Reads | None) -> Reads:
-    if then is None:
-        return now
-    return Reads(
-        l1=None if now.l1 is None else now.l1 - (then.l1 or 0),
-        cache=now.cache - then.cache,
-        shared=now.shared - then.shared,
-        source=now.source - then.source,
-    )
-
-
-def _rate(before: Sample, after: Sample, name: Name, tiers: tuple[str, ...]) -> float:
-    now = after.reads.get(name)
-    if now is None:
-        return 0.0
-    passed = _since(now, before.reads.get(name))
-    number = sum(getattr(passed, tier) or 0 for tier in tiers)
-    return round(number / max(after.at - before.at, 0.001), 1)
+def _rates(reads: Values, seconds: float) -> tuple[float, float, float]:
+    """Of the tier, of the cache (another caller's flight included), of the source."""
+    numbers = reads.get("l1", 0), reads["cache"] + reads["shared"], reads["source"]
+    l1, cache, source = (round(number / seconds, 1) for number in numbers)
+    return l1, cache, source

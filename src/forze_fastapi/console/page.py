@@ -39,19 +39,19 @@ def load_page() -> Page:
         {
             "Content-Security-Policy": "; ".join(policy),
             "Cross-Origin-Opener-Policy": "same-origin",
-            "X-Frame-Options": "DENY",
-            **QUIET,
         },
     )
 
 
 QUIET: Final = {
     "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
     "X-Robots-Tag": "noindex",
 }
-"""On every answer: nothing of it is kept, passed on or taken for something else."""
+"""On every answer that does not say otherwise."""
 
 
 def _digest(content: str) -> str:

@@ -1,7 +1,8 @@
 """What the console serves, and to whom: to those that a dependency of the application lets in.
 
 What changes something needs a header that no form and no other site can send, and everything
-refuses requests that the browser says were made by another site.
+refuses requests that the browser says were made by another site. No request has a body, so that
+nothing is read of anybody before he is let in.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.params import Depends as Dependency
+from fastapi.routing import APIRoute
+from starlette.datastructures import MutableHeaders
+from starlette.types import Message, Receive, Scope, Send
 
 from forze.application.execution import ExecutionContext, ExecutionRuntime
 from forze.errors import ConfigurationError
@@ -53,7 +57,8 @@ def console(
     _check(dependencies)
     context: Any = Depends(context_of(runtime))
     router = APIRouter(
-        dependencies=[*dependencies, Depends(_quiet), Depends(_same_origin)],
+        dependencies=[*dependencies, Depends(_same_origin)],
+        route_class=_QuietRoute,
         include_in_schema=include_in_schema,
         tags=["console"],
     )
@@ -76,7 +81,7 @@ def console(
 
     @router.post("/api/invalidate", summary="Drop what is cached of one document, everywhere")
     async def invalidate(
-        key: DocumentKey,
+        key: Annotated[DocumentKey, Query()],
         intended: Annotated[str | None, Header(alias=INTENDED)] = None,
         ctx: ExecutionContext = context,
     ) -> Invalidated:
@@ -117,14 +122,28 @@ def _named(each: object) -> str:
     return getattr(each, "__name__", "...")
 
 
-def _quiet(response: Response) -> None:
-    response.headers.update(QUIET)
+class _QuietRoute(APIRoute):
+    """Nothing it answers is kept, passed on, framed or taken for something else; refusals too."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def quietly(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in QUIET.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await super().handle(scope, receive, quietly)
 
 
 def _same_origin(request: Request) -> None:
     """Refuse what the browser says another site asks for; opening the page by a link is no such
     thing. Clients that are no browsers say nothing."""
-    site = request.headers.get("sec-fetch-site", "none")
-    opened = request.headers.get("sec-fetch-mode") == "navigate" and request.method == "GET"
-    if site not in ("same-origin", "none") and not opened:
+    told = request.headers.get
+    opened = (
+        request.method == "GET"
+        and told("sec-fetch-mode") == "navigate"
+        and told("sec-fetch-dest", "document") == "document"
+    )
+    if told("sec-fetch-site", "none") not in ("same-origin", "none") and not opened:
         raise HTTPProblem(403, "cross-site", "The console answers its own page only.")

@@ -22,7 +22,7 @@ class Shape(BaseModel):
 class Reads(Shape):
     """Reads by what answered them. ``l1`` is None for a kind without one."""
 
-    l1: int | None
+    l1: int | None = None
     cache: int
     shared: int = Field(description="By another caller's flight.")
     source: int
@@ -47,9 +47,9 @@ class Traffic(Shape):
 class Series(Shape):
     """Reads per second, second by second, the newest last."""
 
-    l1: list[float]
-    cache: list[float] = Field(description="Those of another caller's flight included.")
-    source: list[float]
+    l1: tuple[float, ...]
+    cache: tuple[float, ...] = Field(description="Those of another caller's flight included.")
+    source: tuple[float, ...]
 
 
 class Loads(Shape):
@@ -76,7 +76,7 @@ class CachedStatus(Shape):
     """One document kind, or one function, that is read through a cache."""
 
     name: str
-    tenant_aware: bool
+    tenant_aware: bool = Field(description="Whether one of its documents takes a tenant to find.")
     settings: CacheSettings
     since_start: Traffic
     minute: Traffic
@@ -141,7 +141,7 @@ class LockStatus(Shape):
 
 
 class ClaimStatus(Shape):
-    """An idempotent operation under way in this process. Long keys are cut short."""
+    """An idempotent operation under way in this process. Of its key the beginning."""
 
     resource: str
     operation: str
@@ -161,6 +161,14 @@ class IdempotencyStatus(Shape):
     counts: IdempotencyStats
 
 
+class Totals(Shape):
+    """How many there are; the lists are cut."""
+
+    circuits: int
+    locks: int
+    claims: int
+
+
 class Process(Shape):
     """Who answers."""
 
@@ -178,6 +186,7 @@ class Overview(Shape):
     functions: list[CachedStatus] = Field(description="Cached functions and responses.")
     servers: list[ServerStatus]
     pushes: list[PushStatus]
+    totals: Totals
     circuits: list[CircuitStatus]
     policies: list[PolicyStatus]
     limits_degraded: bool = Field(
@@ -201,10 +210,11 @@ class DocumentKey(Shape):
 class InProcess(Shape):
     """What the process itself keeps of a document.
 
-    ``none``: the kind has no L1; ``distrusted``: kept, and not served while pushes may be lost.
+    ``none``: the kind has no L1; ``distrusted``: kept, and not served while pushes may be lost;
+    ``hidden``: its store cannot be looked into.
     """
 
-    state: Literal["none", "absent", "kept", "distrusted"]
+    state: Literal["none", "absent", "kept", "distrusted", "hidden"]
     rev: int | None
     left_seconds: float | None
 

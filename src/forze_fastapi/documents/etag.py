@@ -31,9 +31,6 @@ _TAG = r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"'
 _FIELD = re.compile(rf"[ \t]*(?:\*|,*[ \t]*{_TAG}(?:[ \t]*,[ \t]*(?:{_TAG})?)*)[ \t]*")
 _TAGS = re.compile(_TAG)
 
-TAGS_PATTERN = r'^\s*(\*|(W/)?"[!#-~]*"(\s*,\s*(W/)?"[!#-~]*")*)\s*$'
-"""What a field of tags looks like, for documents that describe it."""
-
 
 class Tagger:
     """The tags of one read model. ``scope`` separates documents that share a model."""

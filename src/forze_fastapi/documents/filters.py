@@ -31,7 +31,7 @@ from pydantic import (
 
 from forze.application.integrations.document.fields import Kind, fields_of
 from forze.errors import ConfigurationError
-from forze_fastapi.documents.bodies import Integer
+from forze_fastapi.documents.bodies import Flag, Integer, Text
 
 EQUALITY: Final = ("eq", "ne", "in", "not_in")
 ORDER: Final = ("lt", "lte", "gt", "gte")
@@ -44,11 +44,11 @@ MOST_MEMBERS: Final = 100
 _DIGITS: Final = 1_000  # a number such as 1e999999999 takes an instant to write and ages to compare
 
 _TYPES: Final[Mapping[Kind, Any]] = {
-    Kind.TEXT: str,
+    Kind.TEXT: Text,
     Kind.INTEGER: Integer,
     Kind.FLOAT: Annotated[float, Field(allow_inf_nan=False)],
     Kind.DECIMAL: Annotated[Decimal, Field(max_digits=_DIGITS), WithJsonSchema({"type": "number"})],
-    Kind.BOOLEAN: bool,
+    Kind.BOOLEAN: Flag,
     Kind.UUID: UUID,
     Kind.DATETIME: AwareDatetime,
     Kind.LOCAL_DATETIME: NaiveDatetime,
@@ -156,9 +156,9 @@ def _operators(read: type[BaseModel], name: str) -> tuple[str, ...]:
 
 def _annotation(read: type[BaseModel], name: str, operator: str) -> Any:
     if operator == "is_null":
-        return bool
+        return Flag
     if operator in TEXTUAL:
-        return str
+        return Text
     each = _enumeration(read, name) or _TYPES[fields_of(read)[name].kind]
     return Annotated[list[each], MaxLen(MOST_MEMBERS)] if operator in LISTS else each  # type: ignore[valid-type]
 

@@ -26,6 +26,7 @@ from forze_fastapi.documents.filters import (
 )
 
 PAGING: Final = ("limit", "cursor", "sort")
+_CURSOR: Final = "^[A-Za-z0-9_-]{40,}={0,2}$"
 
 
 class Asked(NamedTuple):
@@ -96,7 +97,7 @@ def _paging(sortable: tuple[str, ...], page_size: int, max_page_size: int) -> di
     paging: dict[str, Any] = {
         "limit": (limit, Field(page_size, description="The most documents on the page.")),
         "cursor": (
-            str,
+            Annotated[str, StringConstraints(pattern=_CURSOR)],
             _field("cursor", "`next_cursor` of the page before; the rest as it was there."),
         ),
     }

@@ -18,7 +18,6 @@ from forze.errors import (
     TenantRequired,
     ValidationError,
 )
-from forze_fastapi.documents.etag import TAGS_PATTERN
 from forze_fastapi.documents.options import EndpointOptions, Operation
 from forze_fastapi.errors import problem_responses
 
@@ -33,7 +32,7 @@ _IDEMPOTENT: Final[tuple[Told, ...]] = (IdempotencyInProgress, IdempotencyMismat
 _PROBLEMS: Final[Mapping[Operation, tuple[Told, ...]]] = {
     "create": (ConflictError, 413),
     "get": (NotFoundError, 412),
-    "list": (),
+    "list": (404,),
     "update": (NotFoundError, RevisionMismatch, ConflictError, 412, 413, 428),
     "delete": (NotFoundError, RevisionMismatch, ConflictError, 412),
 }
@@ -54,28 +53,22 @@ _HEADERS: Final = {
 }
 
 
-_IF_MATCH: Final = {
-    "name": "If-Match",
-    "description": "Only if the document's ETag is one of these; `*` is any.",
-    "schema": {"type": "string", "pattern": TAGS_PATTERN},
-    "example": "*",
-}
 _IF_NONE_MATCH: Final = {
     "name": "If-None-Match",
+    "in": "header",
+    "required": False,
     "description": "Only if the document's ETag is none of these; `*` is any.",
     "schema": {"type": "string"},  # what is malformed counts as not sent
-}
-_CONDITIONS: Final[Mapping[Operation, tuple[Mapping[str, Any], ...]]] = {
-    "get": (_IF_MATCH, _IF_NONE_MATCH),
-    "update": (_IF_MATCH,),
-    "delete": (_IF_MATCH,),
 }
 
 
 def conditions_of(operation: Operation) -> dict[str, Any]:
-    """For ``openapi_extra=`` of the route: the fields that make a request conditional."""
-    fields = _CONDITIONS.get(operation, ())
-    return {"parameters": [{"in": "header", "required": False, **each} for each in fields]}
+    """For ``openapi_extra=`` of the route: the field that makes a read conditional.
+
+    ``If-Match`` is in words only (the docstrings of the operations): a contract of types has
+    ``rev`` for it, and a parameter would promise that any tag will do.
+    """
+    return {"parameters": [_IF_NONE_MATCH]} if operation == "get" else {}
 
 
 def status_of(operation: Operation) -> int:

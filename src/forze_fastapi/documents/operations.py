@@ -77,9 +77,12 @@ class Operations(Generic[R]):
         except ValidationError as error:
             if error.field != "after":
                 raise
-            raise ValidationError(
-                "cursor is not one of this list; pass next_cursor of the page before, with the "
-                "same sort and filters, or begin without one",
+            raise HTTPProblem(
+                404,
+                "no-such-page",
+                "The cursor leads to no page of this list; pass next_cursor of the page before, "
+                "with the same sort and filters, or begin without one.",
+                title="There is no such page",
                 field="cursor",
             ) from None
         return self._representation.answer_page(page, _link(request, page))
@@ -92,7 +95,11 @@ class Operations(Generic[R]):
         body: BaseModel,
         rev: int | None,
     ) -> Response:
-        """Change the fields that are sent, and leave the others as they are."""
+        """Change the fields that are sent, and leave the others as they are.
+
+        Say what the change is made on top of: `rev` of the document, or, without `rev`, its ETag
+        in `If-Match`. A `rev` that is stale is a 409, a tag that is stale a 412.
+        """
         basis = await self._basis(request, ctx, id, _one_revision(body, rev))
         if basis is None:
             await ctx.document.query(self.spec).get(id)
@@ -115,7 +122,11 @@ class Operations(Generic[R]):
     async def delete(
         self, request: Request, ctx: ExecutionContext, id: UUID, rev: int | None
     ) -> Response:
-        """Remove a document for good."""
+        """Remove a document for good.
+
+        Only that revision of it where `rev` says one, or its ETag in `If-Match`: another is a 409,
+        by its tag a 412.
+        """
         command = ctx.document.command(self.spec)
         basis = await self._basis(request, ctx, id, rev)
         if basis is None:

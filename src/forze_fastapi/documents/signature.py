@@ -46,7 +46,6 @@ def endpoint_of(
 def _parameters(operations: Operations[Any], operation: Operation) -> list[Parameter]:
     types: Any = operations.spec.write_types  # there is no route for what it has no type for
     which = _taken("id", Annotated[UUID, Path(description="The document's id.")])
-    rev = _taken("rev", Annotated[Revision, Query(description=ABOUT_REV)], None)
     match operation:
         case "list":
             return [_taken("query", Annotated[operations.listing.model, Query()])]
@@ -56,9 +55,14 @@ def _parameters(operations: Operations[Any], operation: Operation) -> list[Param
             return [_taken("body", Annotated[create_body(types.create_cmd), Body()])]
         case "update":
             body = _taken("body", Annotated[update_body(types.update_cmd), Body()])
-            return [which, body, rev]
+            return [which, body, _revision(documented=False)]  # it is, in the body
         case "delete":
-            return [which, rev]
+            return [which, _revision(documented=True)]
+
+
+def _revision(*, documented: bool) -> Parameter:
+    query = Query(description=ABOUT_REV, include_in_schema=documented)
+    return _taken("rev", Annotated[Revision, query], None)
 
 
 def _taken(name: str, annotation: Any, default: Any = Parameter.empty) -> Parameter:

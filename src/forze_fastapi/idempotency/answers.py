@@ -17,8 +17,8 @@ from starlette.exceptions import HTTPException
 from forze.application.contracts.idempotency import IdempotencySnapshot
 from forze_fastapi.idempotency.header import REPLAYED
 
-Kept: TypeAlias = Callable[[Response], Awaitable[Response]]
-"""What is done with an answer before it is sent."""
+Kept: TypeAlias = Callable[[Response, Exception], Awaitable[Response]]
+"""What is done with the answer to an exception before it is sent."""
 
 _KEPT: Final = "forze.idempotency"
 _HANDLERS: Final = "starlette.exception_handlers"
@@ -133,7 +133,7 @@ class _Watched:
     async def __call__(self, connection: HTTPConnection, error: Exception) -> Response | None:
         response: Response | None = await call(self.handler, connection, error)
         kept: Kept | None = connection.scope.get(_KEPT)
-        return response if response is None or kept is None else await kept(response)
+        return response if response is None or kept is None else await kept(response, error)
 
 
 async def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -25,6 +25,7 @@ from forze.application.contracts.idempotency import (
 )
 from forze.application.execution import ExecutionContext
 from forze.errors import (
+    BackendError,
     BackendUnavailable,
     IdempotencyInProgress,
     IdempotencyMismatch,
@@ -76,6 +77,7 @@ class Exchange:
         self._request = request
         self._injected = injected
         self._claim: IdempotencyClaim | None = None
+        self._stands = False
         self._block = AsyncExitStack()
 
     async def run(self, handler: Callable[..., Any], values: dict[str, Any]) -> Any:
@@ -88,8 +90,7 @@ class Exchange:
             return problem_response(error, self._request)
         if replay is not None:
             return replay_of(replay, self._injected)
-        if self._terms.spec.store:
-            keep_exceptions(self._request, self._raised)
+        keep_exceptions(self._request, self._raised)
         response = await response_of(
             await call(handler, **values),
             route_of(self._request),
@@ -105,7 +106,7 @@ class Exchange:
         if claim is None or snapshot is None:
             return
         if self._is_kept(snapshot):
-            await claim.complete(snapshot)
+            await claim.complete(snapshot, stands=self._stands)
         else:
             await self.close()
 
@@ -141,11 +142,16 @@ class Exchange:
 
         FastAPI below 0.118 leaves the dependencies before it sends what the handler returned.
         """
-        return error is None or (bool(self._terms.spec.store) and is_answered(self._request, error))
+        if error is None:
+            return True
+        may_be_kept = bool(self._terms.spec.store) or _stands(error)
+        return may_be_kept and is_answered(self._request, error)
 
-    async def _raised(self, response: Response) -> Response:
-        """The answer to an exception is kept only if the spec names its status."""
-        if response.status_code in self._terms.spec.store:
+    async def _raised(self, response: Response, error: Exception) -> Response:
+        """The answer to an exception is kept if the spec names its status, and where the change
+        was made all the same: run again, it would be made twice."""
+        self._stands = _stands(error)
+        if self._stands or response.status_code in self._terms.spec.store:
             return _Answer(response, self)
         await self.close()
         return response
@@ -184,6 +190,10 @@ class _Answer(Response):
             await self.inner(scope, receive, send)
         finally:
             await self.exchange.close()
+
+
+def _stands(error: BaseException) -> bool:
+    return isinstance(error, BackendError) and error.committed
 
 
 def key_from(request: Request) -> str:

@@ -20,7 +20,7 @@ from forze.errors import (
 from forze_fastapi.context import ContextDep, context_dependency, declare
 from forze_fastapi.errors import problem_responses
 from forze_fastapi.idempotency.exchange import Exchange, Terms, key_from
-from forze_fastapi.idempotency.header import LONGEST_BYTES, NAME
+from forze_fastapi.idempotency.header import DESCRIBED, LONGEST_BYTES, NAME
 
 H = TypeVar("H", bound=Callable[..., Any])
 
@@ -139,9 +139,8 @@ def _exchanges(
             raise
         await opened.leave()
 
-    header: Any = Annotated[
-        str if required else str | None, Header(alias=NAME, description=_DESCRIPTION)
-    ]
+    described = Header(alias=NAME, description=_DESCRIPTION, json_schema_extra=DESCRIBED)
+    header: Any = Annotated[str, described]
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [
         inspect.Parameter("request", keyword, annotation=Request),

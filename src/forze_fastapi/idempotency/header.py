@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Final
 
 import http_sf
 
@@ -17,7 +18,15 @@ REPLAYED = "Idempotency-Replayed"
 
 LONGEST_BYTES = 255
 
-_bare = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z:/]+").fullmatch
+_BARE = r"[!#$%&'*+\-.^_`|~0-9A-Za-z:/]+"
+_bare = re.compile(_BARE).fullmatch
+
+DESCRIBED: Final = {
+    "pattern": rf'^({_BARE}|"[ !#-\[\]-~]+")$',
+    "minLength": 1,
+    "maxLength": LONGEST_BYTES,
+}
+"""What a key looks like, in JSON schema."""
 
 
 class Malformed(ValueError):

@@ -7,20 +7,19 @@ import json
 from collections.abc import Mapping
 from time import time
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl
 
 from fastapi import Request, Response
 from pydantic import TypeAdapter
 from pydantic.errors import PydanticUserError
-from starlette.concurrency import run_in_threadpool
 
 from forze.application.execution import ExecutionContext
 from forze.application.integrations.cached.canonical import canonical
 from forze.application.integrations.cached.ports import BoundFunction, Call
+from forze.application.integrations.cached.values import Unshared
 from forze.errors import ConfigurationError, ValidationError
 from forze_fastapi.documents.etag import parse_tags
-from forze_fastapi.idempotency.answers import response_of, route_of
-from forze_fastapi.response_cache.seen import stripped
+from forze_fastapi.idempotency.answers import call, response_of, route_of
+from forze_fastapi.response_cache.seen import seen_of, stripped
 from forze_fastapi.response_cache.stored import (
     NOT_MODIFIED,
     Stored,
@@ -35,24 +34,16 @@ if TYPE_CHECKING:
     from forze_fastapi.response_cache.feature import Cached
 
 
-class _Unshared(Exception):
-    """What the handler answered is for the caller it was made for, and nobody else."""
-
-    def __init__(self, call: Handling, response: Response) -> None:
-        super().__init__("a response that is not kept")
-        self.call = call
-        self.response = response
-
-
 class Handling(Call[Stored]):
     """One call of the handler."""
 
-    __slots__ = ("began", "ran")
+    __slots__ = ("began", "response")
 
     def __init__(self, key: str, tags: tuple[str, ...], run: Any, **whose: str | None) -> None:
         super().__init__(key, tags, run, **whose)
         self.began = time()
-        self.ran = False
+        self.response: Response | None = None
+        """What the handler answered; None where it did not run for this call."""
 
 
 class Exchange:
@@ -65,6 +56,7 @@ class Exchange:
         self._ctx = ctx
         self._request = request
         self._injected = injected
+        self._seen = seen_of(request, cached.vary) if cached.takes_request else None
 
     async def run(self, values: dict[str, Any]) -> Any:
         """The response: kept, shared with whoever asks meanwhile, or this request's own."""
@@ -75,21 +67,19 @@ class Exchange:
         if asked == "no-store":
             return _past(await self._ran(values, shared=False), fwd="request")
         bound = self._ctx.functions.of(cached)
-        call = self._call(bound, values)
+        handling = self._handling(bound, values)
         try:
             if asked == "no-cache":
-                await bound.invalidate(call)
-            stored = await bound.get(call)
-        except _Unshared as error:
-            if error.call is call:
-                return self._with_its_own(_past(error.response, fwd="uri-miss"))
-            # Nor was it made for us.
-            return _past(await self._ran(values, shared=False), fwd="uri-miss")
-        return self._given(stored, call)
+                await bound.invalidate(handling)
+            stored = await bound.get(handling)
+        except Unshared:
+            assert handling.response is not None
+            return self._with_its_own(_past(handling.response, fwd="uri-miss"))
+        return self._given(stored, handling)
 
     # -- the call --------------------------------------------------------------
 
-    def _call(self, bound: BoundFunction[Stored], values: Mapping[str, Any]) -> Handling:
+    def _handling(self, bound: BoundFunction[Stored], values: Mapping[str, Any]) -> Handling:
         cached = self._cached
         tenant, principal = bound.tenant(), bound.principal()
         try:
@@ -99,27 +89,21 @@ class Exchange:
             raise ConfigurationError(str(error), name=cached.name) from error
 
         async def run() -> Stored:
-            call.ran = True
-            response = await self._ran(dict(values), shared=True)
+            response = made.response = await self._ran(dict(values), shared=True)
             stored = stored_of(response, cached.kept, cached.statuses)
             if stored is None:
-                raise _Unshared(call, response)
+                raise Unshared(made)
             return stored
 
-        call = Handling(f"{cached.label}:{digest}", tags, run, tenant=tenant, principal=principal)
-        return call
+        made = Handling(f"{cached.label}:{digest}", tags, run, tenant=tenant, principal=principal)
+        return made
 
     def _beside(self, tenant: str | None, principal: str | None) -> bytes:
         """What the response depends on besides the arguments."""
         cached, request = self._cached, self._request
         chosen = [request.headers.getlist(name) for name in cached.vary]
-        seen = (
-            (request.url.path, sorted(parse_qsl(request.url.query, keep_blank_values=True)))
-            if cached.takes_request
-            else None
-        )
         return self._shape() + canonical(
-            (cached.name, tenant, principal, chosen, seen, cached.version)
+            (cached.name, tenant, principal, chosen, self._seen, cached.version)
         )
 
     def _shape(self) -> bytes:
@@ -149,41 +133,52 @@ class Exchange:
         if shared:
             injected = _blank()
             for name, kind in self._cached.takes.items():
-                values[name] = (
-                    injected if kind is Response else stripped(self._request, self._cached.vary)
-                )
+                if kind is Response:
+                    values[name] = injected
+                elif self._seen is not None:
+                    values[name] = stripped(self._request, self._seen)
+        returned = await call(handler, **values)
         is_async = inspect.iscoroutinefunction(handler)
-        returned = await (handler(**values) if is_async else run_in_threadpool(handler, **values))
         return await response_of(returned, route_of(self._request), injected, is_coroutine=is_async)
 
     # -- the response ----------------------------------------------------------
 
-    def _given(self, stored: Stored, call: Handling) -> Response:
-        cached, now = self._cached, time()
-        life = cached.cache.ttl.total_seconds()
+    def _given(self, stored: Stored, handling: Handling) -> Response:
+        cached, now, its_own = self._cached, time(), self._injected.headers
+        remaining = stored.remaining(cached.cache.ttl.total_seconds(), now)
         fields = stored.fields()
-        if "cache-control" not in fields:
-            fields["cache-control"] = cache_control(
-                life,
-                stored.at,
-                now,
-                public=cached.public and call.principal is None,
-                most=cached.max_age,
-            )
-        if (vary := varying(fields.get("vary"), *cached.vary)) is not None:
+        if "cache-control" not in fields and "cache-control" not in its_own:
+            fields["cache-control"] = self._control(handling, remaining)
+        if (vary := varying(fields.get("vary"), its_own.get("vary"), *cached.vary)) is not None:
             fields["vary"] = vary
-        remaining = max(0, int(stored.at + life - now))
-        if call.ran:
+        if handling.response is not None:
             fields["cache-status"] = cache_status(fwd="uri-miss", stored=True)
-        elif stored.at >= call.began:
+        elif stored.at >= handling.began:
             fields["cache-status"] = cache_status(fwd="uri-miss", collapsed=True)
         else:
-            fields["cache-status"] = cache_status(hit=True, ttl=remaining)
-        return self._rendered(stored, fields)
+            fields["cache-status"] = cache_status(hit=True, ttl=int(remaining))
+        response = self._rendered(stored, fields)
+        if handling.response is not None:
+            response.background = handling.response.background
+        return response
+
+    def _control(self, handling: Handling, remaining: float) -> str:
+        """``Cache-Control`` of a handler that says none.
+
+        Whoever comes next in the same browser may be somebody else: what may be for this caller
+        is not reused there without asking us.
+        """
+        cached, headers = self._cached, self._request.headers
+        somebodys = handling.principal is not None or handling.tenant is not None
+        if cached.public and not somebodys:
+            return cache_control(remaining, public=True, most=cached.max_age)
+        known = somebodys or "authorization" in headers or "cookie" in headers
+        most = 0.0 if known and cached.max_age is None else cached.max_age
+        return cache_control(remaining, public=False, most=most)
 
     def _rendered(self, stored: Stored, fields: dict[str, str]) -> Response:
         lines = self._request.headers.getlist("if-none-match")
-        condition = parse_tags(lines) if lines else None
+        condition = parse_tags(lines) if lines and 200 <= stored.status < 300 else None
         if condition is not None and condition.weakly(fields["etag"]):
             response = Response(status_code=304)
             fields = {

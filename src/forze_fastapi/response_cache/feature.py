@@ -39,6 +39,7 @@ from forze.application.integrations.cached.function import (
 from forze.application.integrations.cached.ports import with_ttl
 from forze.errors import ConfigurationError
 from forze_fastapi.context import ContextDep, context_dependency, declare
+from forze_fastapi.idempotency.answers import call
 from forze_fastapi.response_cache.exchange import Exchange
 from forze_fastapi.response_cache.stored import KEPT, StoredCodec
 
@@ -145,6 +146,7 @@ def cached_response(
     ``obey_request``: ``Cache-Control: no-cache`` of a request has the handler run anew,
     ``no-store`` past the cache.
 
+    Called by anybody but FastAPI, the handler is what it was: it runs.
     A response that sets a cookie, streams, or says that it is private is not kept nor shared.
     Raises ``ConfigurationError`` for an argument that cannot be part of a key.
     """
@@ -159,8 +161,10 @@ def cached_response(
         )  # fmt: skip
 
         @functools.wraps(handler)
-        async def answered(**values: Any) -> Any:
-            exchange: Exchange = values.pop(_PARAMETER)
+        async def answered(*args: Any, **values: Any) -> Any:
+            exchange: Exchange | None = values.pop(_PARAMETER, None)
+            if exchange is None:  # not called by FastAPI
+                return await call(handler, *args, **values)
             return await exchange.run(values)
 
         context = _ambient if ctx_dep is None else context_dependency(ctx_dep)

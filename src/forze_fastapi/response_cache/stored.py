@@ -53,6 +53,10 @@ class Stored:
     body: bytes
     at: float
 
+    def remaining(self, life: float, now: float) -> float:
+        """How many of the ``life`` seconds it has are left."""
+        return max(0.0, min(life, self.at + life - now))
+
     def fields(self) -> dict[str, str]:
         """The headers, by their names in lower case; several lines of one are a list."""
         fields: dict[str, str] = {}
@@ -131,12 +135,11 @@ def entity_tag(body: bytes, headers: Sequence[tuple[str, str]]) -> str:
     return f'"{base64.urlsafe_b64encode(digest.digest()).decode()}"'
 
 
-def cache_control(life: float, at: float, now: float, *, public: bool, most: float | None) -> str:
-    """``Cache-Control`` of a response made ``at``: for how much longer others may reuse it.
+def cache_control(remaining: float, *, public: bool, most: float | None) -> str:
+    """``Cache-Control``: for how many seconds others may reuse a response, at ``most``.
 
     What remains, and no ``Age`` beside it: an age would be taken off once more.
     """
-    remaining = max(0.0, min(life, at + life - now))
     reusable = int(remaining if most is None else min(remaining, most))
     whose = "public" if public else "private"
     return f"{whose}, max-age={reusable}" if reusable else f"{whose}, no-cache"

@@ -239,8 +239,9 @@ class IdempotencyClaim(Protocol):
         """Whether another is known to have taken over."""
         ...
 
-    async def complete(self, snapshot: IdempotencySnapshot) -> Commit:
-        """The answer is final: see :meth:`IdempotencyPort.commit`."""
+    async def complete(self, snapshot: IdempotencySnapshot, *, stands: bool = False) -> Commit:
+        """The answer is final: see :meth:`IdempotencyPort.commit`. ``stands``: so is the effect,
+        known to be there, and the answer is stored whatever its status."""
         ...
 
 

@@ -102,7 +102,7 @@ def _check_number(owner: object, field: str, above: float, most: float | None = 
         _refuse(owner, field, f"{bound}, not {value!r}")
 
 
-def _classes(failures: Failures | None) -> tuple[type[Exception], ...]:
+def _classes(failures: object) -> tuple[Any, ...]:
     if isinstance(failures, tuple):
         return failures
     return (failures,) if isinstance(failures, type) else ()

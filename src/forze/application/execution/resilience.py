@@ -39,6 +39,8 @@ class ResilienceDepsModule:
             raise ConfigurationError(
                 f"policies= takes policies by name, not {policies!r}", name="policies"
             )
+        _check_store("breaker_store", breaker_store, "admit")
+        _check_store("rate_limit_store", rate_limit_store, "try_acquire")
         self._policies = {name: _policy(name, each) for name, each in (policies or {}).items()}
         self._stores = breaker_store, rate_limit_store
 
@@ -56,6 +58,11 @@ class ResilienceDepsModule:
             instruments.open(port)
             telemetry.on_close(lambda: instruments.close(port))
         return port
+
+
+def _check_store(field: str, store: object, verb: str) -> None:
+    if store is not None and (isinstance(store, type) or not hasattr(store, verb)):
+        raise ConfigurationError(f"{field}= takes a store with {verb}(), not {store!r}", name=field)
 
 
 def _policy(name: object, value: ResiliencePolicy | Mapping[str, Any]) -> ResiliencePolicy:

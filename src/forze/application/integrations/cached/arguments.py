@@ -76,9 +76,6 @@ class Arguments:
             for name, each in parameters.items()
             if each.default is not inspect.Parameter.empty
         }
-        self._required = frozenset(
-            name for name, each in parameters.items() if name not in self._defaults
-        )
 
     def lends(self, *, apart: Collection[str] = ()) -> bool:
         """Whether a call is made with something that may be gone when its caller is: ignored

@@ -29,6 +29,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, SecretBytes, SecretStr
+from pydantic_core import TzInfo
 
 
 class Unkeyable(Exception):
@@ -70,21 +71,25 @@ def _pairs(letter: bytes, pairs: Iterable[tuple[Any, Any]]) -> bytes:
     return _items(letter, sorted(_encoded(key) + _encoded(value) for key, value in pairs))
 
 
+_OFFSETS = (timezone, TzInfo)
+"""Zones that are an offset; the latter is what pydantic reads."""
+
+
 def _moment(value: datetime) -> bytes:
     zone = value.tzinfo
     if zone is None:
         where = b"n"
     elif isinstance(zone, ZoneInfo) and zone.key is not None:
         where = _text(zone.key)
-    elif isinstance(zone, timezone):
-        where = b"z"  # an offset, which the text has
+    elif isinstance(zone, _OFFSETS):
+        where = b"z"  # the text has it
     else:
         raise Unkeyable(type(zone))
     return _sized(b"T", value.isoformat().encode()) + where + (b"1" if value.fold else b"0")
 
 
 def _time(value: time) -> bytes:
-    if value.tzinfo is not None and not isinstance(value.tzinfo, timezone):
+    if value.tzinfo is not None and not isinstance(value.tzinfo, _OFFSETS):
         raise Unkeyable(type(value.tzinfo))
     return _sized(b"C", value.isoformat().encode()) + (b"1" if value.fold else b"0")
 
@@ -100,7 +105,7 @@ def _name(kind: type) -> bytes:
 ENCODE: dict[type, Callable[[Any], bytes]] = {
     type(None): lambda _: b"n",
     bool: lambda value: b"t" if value else b"f",
-    int: lambda value: b"i%d;" % value,
+    int: lambda value: b"i%x;" % value,  # any number of digits
     float: lambda value: b"d%b;" % repr(value).encode(),
     complex: lambda value: b"c%b;" % repr(value).encode(),
     str: _text,
@@ -108,7 +113,7 @@ ENCODE: dict[type, Callable[[Any], bytes]] = {
     bytearray: lambda value: _sized(b"B", bytes(value)),
     UUID: lambda value: b"u" + value.bytes,
     Decimal: lambda value: _sized(b"D", str(value).encode()),
-    Fraction: lambda value: b"q%d/%d;" % (value.numerator, value.denominator),
+    Fraction: lambda value: b"q%x/%x;" % (value.numerator, value.denominator),
     datetime: _moment,
     date: lambda value: _sized(b"Y", value.isoformat().encode()),
     time: _time,
@@ -138,21 +143,31 @@ def _by_kind(value: Any) -> bytes:
     if isinstance(value, Enum):
         return b"E" + _name(kind) + _text(value.name or repr(value.value))
     if isinstance(value, BaseModel):
-        return b"M" + _name(kind) + _model(value)
+        return b"M" + _name(kind) + _pairs(b"m", held(value).items())
     if isinstance(value, type):
         return b"K" + _name(value)
     if is_dataclass(value):
-        return b"A" + _name(kind) + _pairs(b"m", ((f.name, getattr(value, f.name)) for f in fields(value)))  # noqa: E501  # fmt: skip
+        besides = getattr(value, "__dict__", {})  # what a subclass has that is none itself
+        return b"A" + _name(kind) + _pairs(b"m", (besides | held(value)).items())
     if isinstance(value, TEXTUAL):
         return b"X" + _name(kind) + _text(str(value))
     for plain in _BUILT_IN:
-        if isinstance(value, plain) and not getattr(value, "__dict__", None):
+        if isinstance(value, plain) and not _has_more(value, plain):
             return b"x" + _name(kind) + ENCODE[plain](value)
     raise Unkeyable(kind)
 
 
-def _model(value: BaseModel) -> bytes:
-    held = {name: getattr(value, name) for name in type(value).model_fields}
-    held |= value.model_extra or {}
-    private = value.__pydantic_private__ or {}
-    return _pairs(b"m", held.items()) + _pairs(b"p", private.items())
+def _has_more(value: object, plain: type) -> bool:
+    """Whether a value has attributes beside what its built-in type holds."""
+    kinds = type(value).__mro__
+    slots = any(vars(each).get("__slots__") for each in kinds[: kinds.index(plain)])
+    return slots or bool(getattr(value, "__dict__", None))
+
+
+def held(value: Any) -> dict[Any, Any]:
+    """What is in a model, private attributes as well, or in the fields of a dataclass."""
+    if not isinstance(value, BaseModel):
+        return {each.name: getattr(value, each.name) for each in fields(value)}
+    named = {name: getattr(value, name) for name in type(value).model_fields}
+    private = (value.__pydantic_private__ or {}).items()
+    return named | (value.model_extra or {}) | {("private", name): each for name, each in private}

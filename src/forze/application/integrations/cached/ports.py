@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import replace
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
 from forze.application.contracts.cache import CachePort, CacheSpec, CacheTags
 from forze.application.contracts.deps import Resolver
@@ -21,7 +22,7 @@ from forze.application.contracts.tenancy import (
 from forze.application.contracts.transaction import OPEN, in_transaction
 from forze.application.integrations.cached.tags import TaggedPointers, invalidated
 from forze.application.integrations.cached.tier import CallTier
-from forze.application.integrations.cached.values import Answer
+from forze.application.integrations.cached.values import Answer, Unshared
 from forze.application.integrations.document.codec import Codec
 from forze.application.integrations.document.coordinator import Coordinator
 from forze.application.integrations.document.l1.store import L1Stats
@@ -31,6 +32,11 @@ from forze.application.integrations.document.telemetry import telemetry_of
 from forze.errors import ConfigurationError
 
 T = TypeVar("T")
+
+_RUNNING: Final[ContextVar[frozenset[tuple[str, str | None]]]] = ContextVar(
+    "forze_cached_calls", default=frozenset()
+)
+"""The calls (key and tenant) that are being run for whoever runs here."""
 
 
 class Key(str):
@@ -44,7 +50,7 @@ class Key(str):
 class Call(Generic[T]):
     """One call of a cached function: its key, and how to run it for whoever shares it."""
 
-    __slots__ = ("_key", "_running", "principal", "run", "tenant")
+    __slots__ = ("_gone", "_key", "_running", "_within", "principal", "run", "tenant")
 
     def __init__(
         self,
@@ -62,18 +68,29 @@ class Call(Generic[T]):
         self.run = run
         self.tenant = tenant
         self.principal = principal
+        self._within = _RUNNING.get()
         self._running: asyncio.Task[Any] | None = None
+        self._gone = False
 
     def __str__(self) -> str:
         return self._key
 
+    @property
+    def nested(self) -> bool:
+        """Whether it was made while the same call was being run, by what that runs."""
+        return bool(self._within) and (self._key, self.tenant) in self._within
+
     async def answer(self) -> Answer[T]:
         """Run the function, under the tenant and principal that its key holds, no others."""
+        if self._gone:
+            raise asyncio.CancelledError
         self._running = asyncio.current_task()
+        within = _RUNNING.set(self._within | {(self._key, self.tenant)})
         try:
             with bind_exactly(self.tenant, self.principal):
                 return Answer(await self.run())
         finally:
+            _RUNNING.reset(within)
             self._running = None
 
     def abandon(self) -> None:
@@ -81,6 +98,7 @@ class Call(Generic[T]):
 
         Whoever else waits for it begins anew, with what is its own.
         """
+        self._gone = True
         if self._running is not None and self._running is not asyncio.current_task():
             self._running.cancel()
 
@@ -144,6 +162,8 @@ class BoundFunction(Generic[T]):
 
     def __init__(self, function: Function[T], tags: CacheTags, resolver: Resolver) -> None:
         spec = function.cache
+        if function.lends:  # what is lent is gone once its caller is answered
+            spec = replace(spec, early_refresh_background=False)
         self.function = function
         self._resolver = resolver
         pointers = tags.pointers
@@ -182,13 +202,21 @@ class BoundFunction(Generic[T]):
             kept = tier.get(self.coordinator.address(call))
             if kept is not None:
                 return cast(T, kept.value)
-        if not self.function.lends:
-            return (await self.coordinator.get(call)).value
+        if call.nested and self.coordinator.loading(self.coordinator.address(call)):
+            raise ConfigurationError(
+                f"cached function {self.function.name} called itself with the same arguments "
+                "(perhaps by way of others), and would wait for itself for ever",
+                name=self.function.name,
+            )
         try:
             return (await self.coordinator.get(call)).value
-        except BaseException:
-            call.abandon()
-            raise
+        except Unshared as error:
+            if error.owner is call:
+                raise
+            return (await call.answer()).value
+        finally:
+            if self.function.lends:
+                call.abandon()
 
     async def invalidate(self, call: Call[T]) -> None:
         """No value whose load began before is served once this has returned."""

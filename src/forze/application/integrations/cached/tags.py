@@ -198,6 +198,8 @@ class TaggedPointers:
                     break
             # What is there is older than an invalidation of one of its tags.
             if elected:
+                if found is Miss.LARGE and await self.read_large(address) is not None:
+                    break
                 self._stamps[token] = stamps
                 return Miss.LEASED
             if not await self._pointers.elect(address, token):

@@ -11,13 +11,15 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from datetime import datetime
 from typing import Any, Final, Generic, TypeVar
 
 import pydantic
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 from pydantic_core import PydanticSerializationError
 
+from forze.application.integrations.cached.canonical import held
 from forze.application.integrations.document.codec import RAW_MARK, immutable
 from forze.domain.models import utcnow
 from forze.errors import ConfigurationError
@@ -41,6 +43,14 @@ class Answer(Generic[T]):
 
     def __init__(self, value: T) -> None:
         self.value = value
+
+
+class Unshared(Exception):
+    """What a call came to is for ``owner``, the caller it was made for, and nobody else."""
+
+    def __init__(self, owner: object = None) -> None:
+        super().__init__("an answer for one caller alone")
+        self.owner = owner
 
 
 class ValueCodec(Generic[T]):
@@ -89,12 +99,17 @@ class ValueCodec(Generic[T]):
         self._say(value, problem)
         return None
 
-    def _decoded(self, body: bytes) -> Answer[T]:
-        return Answer(self._adapter.validator.validate_json(body, by_name=True, by_alias=False))
-
     def copy(self, document: Answer[T]) -> Answer[T]:
-        """The answer itself if it can be shared, else an equal one of its own."""
-        return document if self.shareable else Answer(copy.deepcopy(document.value))
+        """The answer itself if it can be shared, else an equal one of its own.
+
+        Raises :class:`Unshared` where none can be made.
+        """
+        if self.shareable:
+            return document
+        try:
+            return Answer(copy.deepcopy(document.value))
+        except Exception as error:  # whatever the value's own copying raises
+            raise Unshared from error
 
     def version(self, document: Answer[T]) -> int:
         """See :data:`VERSION`."""
@@ -120,6 +135,8 @@ def same(one: object, other: object) -> bool:
     """Whether two values are equal and of the same types, inside containers as well."""
     if type(one) is not type(other):
         return False
+    if isinstance(one, BaseModel) or is_dataclass(one):
+        one, other = held(one), held(other)
     if isinstance(one, dict) and isinstance(other, dict):
         return len(one) == len(other) and all(
             same(a, b) and same(x, y)

@@ -137,7 +137,7 @@ class Coordinator(Generic[V, K]):
             if flight is None or flight.loop is not asyncio.get_running_loop():
                 if not owed:
                     token = pointers.token(address)
-                    found = await self._probe(pk, address, token)
+                    found = await self._probe(pk, address, token, sight)
                     if found is not None and found.__class__ is not Miss:
                         return cast(V, found)
                 flight = flights.get(name)
@@ -164,7 +164,7 @@ class Coordinator(Generic[V, K]):
     # -- asking the cache ----------------------------------------------------
 
     async def _probe(
-        self, pk: K, address: str, token: str, *, large: bool = False
+        self, pk: K, address: str, token: str, sight: Sight | None = None, *, large: bool = False
     ) -> V | Miss | None:
         """Ask the cache: the document, why there is none, or None where it could not be asked."""
         pointers = self._pointers
@@ -182,7 +182,10 @@ class Coordinator(Generic[V, K]):
         if document is None:
             await self._discard((address,))
         elif found.__class__ is Aging:
-            return await self._refresh.considered(pk, address, document, found)
+            fresh = await self._refresh.considered(pk, address, document, found)
+            if sight is not None:
+                sight.refreshed = fresh is not document
+            return fresh
         return document
 
     async def _probe_all(

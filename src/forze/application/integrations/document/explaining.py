@@ -16,13 +16,14 @@ from uuid import UUID
 from forze.application.contracts.cache import CacheSpec, Entry
 from forze.application.contracts.document import DocumentStore
 from forze.application.integrations.document.coordinator import Coordinator
+from forze.application.integrations.document.l1.store import PeekableL1Store
 from forze.application.integrations.document.watching import (
     AnsweredBy,
     Reason,
     WatchedRead,
     why_absent,
 )
-from forze.errors import ForzeError
+from forze.errors import BackendError, ForzeError
 
 SAYS: Final = {
     Reason.L1: "kept in this process",
@@ -38,12 +39,15 @@ SAYS: Final = {
     Reason.AWAY: "the cache does not answer",
     Reason.JOURNAL: "written here while the cache was away, which has yet to be told of it",
     Reason.TRANSACTION: "read inside a transaction",
-    Reason.JOINED: "another caller in this process was reading it already",
+    Reason.JOINED: "another caller in this process is at it already",
+    Reason.REFRESHED: "in the cache and near its end: this read loaded it anew, for everyone",
+    Reason.CUT_SHORT: "cut short while the cache was asked",
 }
 """Each reason in words."""
 
-InTier: TypeAlias = Literal["none", "absent", "kept", "distrusted"]
-"""``none``: the kind has no tier; ``distrusted``: there, not served while pushes may be lost."""
+InTier: TypeAlias = Literal["none", "absent", "kept", "distrusted", "hidden"]
+"""``none``: the kind has no tier; ``distrusted``: there, not served while pushes may be lost;
+``hidden``: its store (one of the application's own) cannot be looked into."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,18 +80,22 @@ class SourceRow(NamedTuple):
 
 
 async def explain(spec: CacheSpec, coordinator: Coordinator[Any], pk: UUID) -> Explanation:
-    """One round trip to the cache, none while it is away."""
+    """One round trip to the cache, none while it is away.
+
+    Raises ``TenantRequired``, and ``ConfigurationError`` where the cache cannot be asked at all.
+    """
     address = coordinator.address(pk)
     pointers, watch = coordinator.outlet.pointers, coordinator.watch
     try:
         entry = await pointers.inspect(address)
-    except ForzeError:
+    except BackendError:
         entry = None
     if watch is not None and entry is not None:
         watch.looked(address, entry)
     l1, rev, left = _in_tier(coordinator, pk, address)
     journal = coordinator.outlet.journal.active and coordinator.outlet.journal.bypasses(address)
-    by, reason = _next(l1, entry, journal=journal)
+    loading = coordinator.loading(address)
+    by, reason = _next(l1, entry, journal=journal, loading=loading)
     return Explanation(
         address=address,
         l1=l1,
@@ -95,7 +103,7 @@ async def explain(spec: CacheSpec, coordinator: Coordinator[Any], pk: UUID) -> E
         l1_left_seconds=left,
         entry=entry,
         journal=journal,
-        loading=coordinator.loading(address),
+        loading=loading,
         stored_seconds=_stored(spec, entry),
         next_read=by,
         next_reason=reason,
@@ -130,6 +138,8 @@ def _in_tier(
     tier = coordinator.tier
     if tier is None:
         return "none", None, None
+    if not isinstance(tier.store, PeekableL1Store):
+        return "hidden", None, None
     kept = tier.peek(tier.key(pk, address))
     if kept is None:
         return "absent", None, None
@@ -138,12 +148,16 @@ def _in_tier(
     return ("kept" if trusted else "distrusted"), document.rev, left
 
 
-def _next(l1: InTier, entry: Entry | None, *, journal: bool) -> tuple[AnsweredBy, Reason]:
+def _next(
+    l1: InTier, entry: Entry | None, *, journal: bool, loading: bool
+) -> tuple[AnsweredBy, Reason]:
     """Who would answer a read that came now, and why."""
     if l1 == "kept":
         return "l1", Reason.L1
     if journal:
         return "source", Reason.JOURNAL
+    if loading:
+        return "shared", Reason.JOINED
     if entry is None:
         return "source", Reason.AWAY
     if entry.readable:

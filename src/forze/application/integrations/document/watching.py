@@ -55,6 +55,8 @@ class Reason(StrEnum):
     JOURNAL = "journal"
     TRANSACTION = "transaction"
     JOINED = "joined"
+    REFRESHED = "refreshed"
+    CUT_SHORT = "cut_short"
 
 
 _PASSED: Final = {
@@ -101,11 +103,11 @@ def why_absent(entry: Entry | None, *, outlived: bool) -> Reason:
 class Sight:
     """What the coordinator tells of one read under way."""
 
-    __slots__ = ("flight", "followed", "in_transaction", "miss", "owed")
+    __slots__ = ("flight", "followed", "in_transaction", "miss", "owed", "refreshed")
 
     def __init__(self) -> None:
         self.flight: Flight[Any] | None = None
-        self.followed = self.owed = self.in_transaction = False
+        self.followed = self.owed = self.in_transaction = self.refreshed = False
         self.miss: Miss | None = None
 
     def boarded(
@@ -121,12 +123,19 @@ class Sight:
         flight = self.flight
         if self.in_transaction:
             return "source", Reason.TRANSACTION, None
+        if self.refreshed:
+            return "source", Reason.REFRESHED, None
         if flight is None:
             return "cache", Reason.HIT, None
         if self.followed:
             return "shared", Reason.JOINED, None
         by: AnsweredBy = "cache" if flight.outcome == "hit" else "source"
         return by, self._reason(entry, outlived=outlived), flight.outcome
+
+    def failed(self) -> Reason:
+        """Where it was when it failed."""
+        waiting = self.flight is not None or self.in_transaction
+        return self.verdict(None, outlived=False)[1] if waiting else Reason.CUT_SHORT
 
     def _reason(self, entry: Entry | None, *, outlived: bool) -> Reason:
         """Why it led a flight."""
@@ -207,7 +216,7 @@ class Watch:
         if len(self._documents) > MOST_WATCHED:
             self._leave(next(iter(self._documents)))
         if self._timer is None:
-            self._arm()
+            self._arm(WATCH_SECONDS)
 
     def reads(self, address: str) -> tuple[WatchedRead, ...] | None:
         """The last reads, the newest first; None where it is not watched."""
@@ -239,29 +248,26 @@ class Watch:
         if watched is None:
             return await coordinator.get(pk, sight)
         sight.in_transaction, began = in_transaction(), monotonic()
-        looking = self._look(address)
+        looking = asyncio.ensure_future(self._looked(address))
         try:
+            # The look goes first: the read may leave a lease there.
+            await asyncio.sleep(0)
             document = await coordinator.get(pk, sight)
-            entry = None if looking is None else await _seen(looking)
+            entry = await looking
         except BaseException as error:
-            _, reason, _ = sight.verdict(None, outlived=False)
-            watched.note(began, "nobody", reason, type(error).__name__)
+            watched.note(began, "nobody", sight.failed(), type(error).__name__)
             raise
         finally:
-            if looking is not None:
-                looking.cancel()
+            looking.cancel()
         outlived = entry is not None and watched.looked(entry)
         watched.note(began, *sight.verdict(entry, outlived=outlived))
         return document
 
-    def _look(self, address: str) -> asyncio.Future[Entry] | None:
-        """Ask what the cache has, now: before the read asks, which may leave a lease there."""
+    async def _looked(self, address: str) -> Entry | None:
         try:
-            looking = asyncio.ensure_future(self._pointers.inspect(address))
+            return await self._pointers.inspect(address)
         except ForzeError:
             return None
-        looking.add_done_callback(_heard)
-        return looking
 
     def probed(self, found: Mapping[str, object]) -> None:
         """A read of many asked the cache; who has to wait for another's load asks again."""
@@ -286,16 +292,16 @@ class Watch:
         if watched.key is not None:
             del self._by_key[watched.key]
 
-    def _arm(self) -> None:
+    def _arm(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(WATCH_SECONDS, self._lapse, context=Context())
+        self._timer = loop.call_later(seconds, self._lapse, context=Context())
 
     def _lapse(self) -> None:
         now = monotonic()
         for address in [each for each, its in self._documents.items() if its.until <= now]:
             self._leave(address)
         if self._documents:
-            self._arm()
+            self._arm(min(its.until for its in self._documents.values()) - now)
         else:
             self.end()
 
@@ -305,16 +311,3 @@ def watch(coordinator: Coordinator[Any, Any], pk: UUID) -> None:
     if coordinator.watch is None:
         coordinator.watch = Watch(coordinator)
     coordinator.watch.renew(pk)
-
-
-async def _seen(looking: asyncio.Future[Entry]) -> Entry | None:
-    try:
-        return await looking
-    except ForzeError:
-        return None
-
-
-def _heard(looking: asyncio.Future[Entry]) -> None:
-    """The read may have ended before anybody asked what became of the look."""
-    if not looking.cancelled():
-        looking.exception()

@@ -44,14 +44,16 @@ class Endings:
         self._leases = leases
         self._count = count
 
-    async def answered(self, claim: Claim, snapshot: IdempotencySnapshot) -> Commit:
-        """By its answer; see ``IdempotencyPort.commit``."""
+    async def answered(
+        self, claim: Claim, snapshot: IdempotencySnapshot, *, stands: bool = False
+    ) -> Commit:
+        """By its answer; see ``IdempotencyPort.commit`` and ``IdempotencyClaim.complete``."""
         if claim.phase in (Phase.ENLISTED, Phase.WRITTEN):
             return Commit.ENLISTED
         if claim.phase is not Phase.HELD:
             self._leases.end(claim)
             return Commit.UNCLAIMED
-        if not self._spec.stores(snapshot.status_code):
+        if not stands and not self._spec.stores(snapshot.status_code):
             await self._free(claim)
             return Commit.RELEASED
         snapshot = self._spec.kept(snapshot)

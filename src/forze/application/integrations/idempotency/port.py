@@ -60,10 +60,10 @@ class _HeldClaim(Claim):
 
     endings: Endings
 
-    async def complete(self, snapshot: IdempotencySnapshot) -> Commit:
+    async def complete(self, snapshot: IdempotencySnapshot, *, stands: bool = False) -> Commit:
         """The answer is final: stored, unless its status is not one that is."""
         _refuse_no_snapshot(snapshot)
-        return await self.endings.answered(self, snapshot)
+        return await self.endings.answered(self, snapshot, stands=stands)
 
 
 class StoredIdempotency:

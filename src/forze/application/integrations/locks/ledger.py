@@ -17,7 +17,8 @@ from forze.application.integrations.locks.lease import valid_until
 from forze.application.integrations.locks.store import StoredLock
 
 SWEPT_AT = 1000
-"""Locks acquired by name above which those that lapsed are looked for."""
+"""Locks acquired by name above which those that lapsed are looked for; and again at twice what was
+left, so that a lock costs the same however many there are."""
 
 
 @dataclass(slots=True, eq=False)
@@ -45,6 +46,7 @@ class Ledger:
         self._ttl_seconds = ttl_seconds
         self._scopes: dict[Entry, None] = {}
         self._named: dict[Hashable, Entry] = {}
+        self._full = SWEPT_AT
 
     def enter(self, key: str, owner: str, *, shared: bool) -> Entry:
         """A block waits for a lock."""
@@ -65,8 +67,9 @@ class Ledger:
         if known is not None and known.token == acquired.token:
             entry.since = known.since
         self._named[stored.address] = entry
-        if len(self._named) > SWEPT_AT:
+        if len(self._named) > self._full:
             self._sweep()
+            self._full = max(SWEPT_AT, 2 * len(self._named))
 
     def extended(self, stored: StoredLock, owner: str, sent: float) -> None:
         """What ``owner`` acquired by name is held for longer."""

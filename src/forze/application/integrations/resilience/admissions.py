@@ -19,8 +19,8 @@ _MOST_PROBES: Final = 64
 
 
 class Admissions:
-    """The last admission of each task, by key. A task that took none itself means the last one
-    of the process.
+    """The last admission of each task, by key. A task that took none itself, or was refused,
+    means the last one of the process.
 
     A probe ends once: whoever took three, and then tells three outcomes, has told one of each.
     """
@@ -80,5 +80,7 @@ class Admissions:
         held = self._of_task.get()
         if held is not None and held[0]() is asyncio.current_task() and key in held[1]:
             own = [probe for owner, probe in probes if owner is held[0]]
-            return own[-1] if own else held[1][key]
+            last = own[-1] if own else held[1][key]
+            if last.allowed:
+                return last
         return probes[-1][1] if probes else self._latest.get(key)

@@ -32,7 +32,7 @@ def resilient(
     """Every call of the async function runs under the policy ``name``.
 
     ``ctx`` gives the execution context when it is called (``runtime.get_context``). ``route`` is
-    the name of the argument that says which route it is (its text), or a function of the
+    the name of the argument that says which route it is (by its text), or a function of the
     arguments. Raises as ``ResiliencePort.run`` does.
     """
     if not callable(ctx):
@@ -43,6 +43,7 @@ def resilient(
         )
 
     def decorate(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+        _refuse_what_cannot_be_awaited(function)
         route_of = _route_of(function, route)
 
         @functools.wraps(function)
@@ -53,6 +54,16 @@ def resilient(
         return guarded
 
     return decorate
+
+
+def _refuse_what_cannot_be_awaited(function: object) -> None:
+    generates = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+    if generates or not callable(function):
+        raise ConfigurationError(
+            f"resilient: {function!r} is no async function (nor may it be a generator; "
+            "@classmethod stands above @resilient)",
+            name="function",
+        )
 
 
 def _route_of(
@@ -74,7 +85,7 @@ def _route_of(
     def argument(*args: object, **kwargs: object) -> str | None:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        value = bound.arguments[route]
-        return None if value is None else str(value)
+        value: str | None = bound.arguments[route]
+        return value
 
     return argument

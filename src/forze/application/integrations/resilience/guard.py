@@ -66,12 +66,10 @@ class Guard:
         self._calls += 1
         key = self.key(route)
         try:
-            if self._bulkhead is not None:
-                result = await self._inside(key, call, self._bulkhead)
-            elif self._limit is not None:
-                result = await self._limited(key, call, self._limit)
+            if self._bulkhead is None:
+                result = await self._permitted(key, call)
             else:
-                result = await self._tried(key, call)
+                result = await self._inside(key, call, self._bulkhead)
         except asyncio.CancelledError:
             self._cancelled += 1
             raise
@@ -114,13 +112,15 @@ class Guard:
                 waited=waited,
             )
         try:
-            if self._limit is not None:
-                return await self._limited(key, call, self._limit)
-            return await self._tried(key, call)
+            return await self._permitted(key, call)
         finally:
             bulkhead.leave()
             if bulkhead.idle and key is not self._plain:  # a route may never come again
                 self._bulkheads.pop(key, None)
+
+    def _permitted(self, key: PolicyKey, call: Call[T]) -> Awaitable[T]:
+        limit = self._limit
+        return self._tried(key, call) if limit is None else self._limited(key, call, limit)
 
     async def _limited(self, key: PolicyKey, call: Call[T], strategy: RateLimitStrategy) -> T:
         decision = await self._limits.try_acquire(key, strategy)
