@@ -414,6 +414,21 @@ async def test_a_release_wakes_one(one: Process, other: Process, valkey: ValkeyS
     assert before == 1 + len(waiting)
 
 
+async def test_nobody_passes_one_who_was_called(one: Process, other: Process) -> None:
+    """Free, and the head of the line on its way to it: whoever comes by does not get it."""
+    (ctx, _), (there, proxy) = one, other
+    holder = await held_by(ctx.dlock_scope(LOCK).scope("k"))
+    waiter = Holder(there.dlock_scope(LOCK).scope("k", wait=PATIENCE))
+    await until(lambda: calls(proxy, script(dlock.WAIT)) == 1)
+    hold = proxy.hold_request(script(dlock.ACQUIRE))
+    await holder.leave()
+    await hold.seen()
+    assert await ctx.dlock(LOCK).acquire("k", "in a hurry") is None
+    hold.release()
+    await waiter.entered()
+    await waiter.leave()
+
+
 async def test_who_died_in_line_is_skipped(valkey: ValkeyServer, valkey_dsn: str) -> None:
     """The head of the line does not answer its call; the next is served when its place lapses."""
     async with process(valkey.port) as one, process(valkey.port) as dead:
