@@ -9,8 +9,13 @@ from uuid import UUID
 
 import asyncpg
 from load import LIMITED_STOCK, Customers
+from scoreboard import Score
 
 SETTLED_WITHIN_SECONDS = 20.0
+BUDGET = 0.01
+"""The share of requests that may be told to come back although nothing is broken."""
+L1_BOUND_MS = 3_000
+"""What a process that has lost its pushes may be behind (``staleness_bound_seconds``)."""
 
 UNCONFIRMED = "SELECT count(*) FROM orders WHERE status <> 'confirmed'"
 MISSING = """
@@ -63,3 +68,27 @@ async def audit(postgres_dsn: str, customers: Customers) -> Books:
         )
     finally:
         await connection.close()
+
+
+def verdict(score: Score, books: Books, must_notice: int) -> dict[str, bool]:
+    """Each thing that must hold, and whether it does. ``must_notice`` replicas must have shown
+    that the payments failed."""
+    return {
+        "no read was older than a write acknowledged before it": score["stale"] == 0,
+        f"the L1 was never behind for more than {L1_BOUND_MS:,} ms": (
+            score.longest_behind_ms <= L1_BOUND_MS
+        ),
+        "no request failed that may not": score["failed"] == 0,
+        "nobody was told to come back without need": (
+            score["without need"] <= BUDGET * len(score.took_ms)
+        ),
+        "no order was placed twice": score["placed twice"] == 0 and books.surplus == 0,
+        "every acknowledged order is in the books": books.missing == 0,
+        "the worker confirmed every order": books.unconfirmed == 0 and score["orders"] > 0,
+        "each was charged once, and its amount": books.charged_wrongly == 0,
+        "nothing was sold that was not there": books.oversold == 0,
+    } | (
+        {"every replica saw the circuit of the payments open": len(score.noticed) >= must_notice}
+        if must_notice
+        else {}
+    )

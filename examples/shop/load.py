@@ -12,20 +12,54 @@ import bisect
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
 import httpx
-from scoreboard import Score
+from scoreboard import TIERS, Score
 
 PRODUCTS = 100
 CATEGORIES = ("books", "garden", "kitchen", "music", "toys")
 LIMITED, LIMITED_STOCK = 5, 20
+THINKS_SECONDS = 0.03
+"""How long a customer thinks between two requests, on average."""
 ATTEMPTS = 80
 
+Replicas = list[httpx.AsyncClient]
 Answer = httpx.Response | None
+
+
+@asynccontextmanager
+async def clients(addresses: list[str], token: str, customers: int) -> AsyncIterator[Replicas]:
+    """One for each replica."""
+    limits = httpx.Limits(max_connections=customers)
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(
+                httpx.AsyncClient(base_url=each, auth=("load", token), timeout=30, limits=limits)
+            )
+            for each in addresses
+        ]
+
+
+async def stock_up(replicas: Replicas) -> list[str]:
+    """Put the products into the catalogue, the first of them in a limited edition; their ids."""
+
+    async def add(number: int) -> str:
+        limited = number < LIMITED
+        product = {
+            "name": f"No. {number}{' (limited)' if limited else ''}",
+            "category": CATEGORIES[number % len(CATEGORIES)],
+            "price": random.randint(100, 500),
+            "stock": LIMITED_STOCK if limited else 100,
+            "refill": 0 if limited else 100,
+        }
+        answer = await replicas[number % len(replicas)].post("/products", json=product)
+        return str(answer.raise_for_status().json()["id"])
+
+    return await asyncio.gather(*(add(each) for each in range(PRODUCTS)))
 
 
 class Floors:
@@ -51,39 +85,20 @@ class Floors:
 class Customers:
     """Everybody who is in the shop."""
 
-    def __init__(self, replicas: list[httpx.AsyncClient], score: Score) -> None:
+    def __init__(self, replicas: Replicas, products: list[str], score: Score) -> None:
         self._replicas = replicas
         self._score = score
         self._floors = Floors()
-        self._products: list[str] = []
-        self._popularity: list[float] = []
-        self.limited: list[str] = []
+        self._products = products
+        self._popularity = [1 / rank for rank in range(1, len(products) + 1)]
+        self.limited = products[:LIMITED]
         self.orders: list[str] = []
         """The ids of all that were acknowledged."""
-        self.welcome = True
         self.unanswered = 0
         """Customers who left before they were told whether their order was placed."""
+        self.welcome = True
 
-    async def fill_the_shelves(self) -> None:
-        """Put the products into the catalogue; a few of them in a limited edition."""
-        self._products = await asyncio.gather(*(self._new(each) for each in range(PRODUCTS)))
-        self.limited = self._products[:LIMITED]
-        self._popularity = [1 / rank for rank in range(1, PRODUCTS + 1)]
-
-    async def _new(self, number: int) -> str:
-        limited = number < LIMITED
-        product = {
-            "name": f"{'Limited e' if limited else 'E'}dition {number}",
-            "category": CATEGORIES[number % len(CATEGORIES)],
-            "price": 100 + number,
-            "stock": LIMITED_STOCK if limited else 100,
-            "refill": 0 if limited else 100,
-        }
-        answer = await self._replicas[number % 2].post("/products", json=product)
-        answer.raise_for_status()
-        return str(answer.json()["id"])
-
-    async def shop(self, pause: float = 0.0) -> None:
+    async def shop(self, thinks: float = THINKS_SECONDS) -> None:
         """One customer, for as long as it is welcome."""
         me = f"customer-{uuid4().hex[:8]}"
         habits: dict[Callable[[str], Awaitable[None]], int] = {
@@ -92,13 +107,14 @@ class Customers:
             self.search: 4,
             self.order: 10,
             self.follow: 4,
+            self.check_the_bill: 4,
             self.reprice: 1,
             self.report: 1,
         }
         while self.welcome:
             (habit,) = random.choices(list(habits), list(habits.values()))
             await habit(me)
-            await asyncio.sleep(pause)
+            await asyncio.sleep(random.uniform(0, 2 * thinks))
 
     # -- habits --------------------------------------------------------------
 
@@ -121,12 +137,19 @@ class Customers:
         if self.orders:
             await self._read_exactly("/orders/{}", random.choice(self.orders[-50:]), me)
 
+    async def check_the_bill(self, me: str) -> None:
+        """What the payment provider has charged; it may not answer."""
+        if self.orders:
+            order = random.choice(self.orders[-50:])
+            await self._read(f"/orders/{order}/bill", me, excused={503})
+
     async def search(self, me: str) -> None:
-        """Two pages of a search that stands still."""
+        """Two pages of a search that stands still. It is kept in Valkey: it may have to wait for
+        it, or to begin anew where it is gone."""
         query = f"/products?category={random.choice(CATEGORIES)}&sort=price&limit=10"
-        answer = await self._read(query, me, frozen=True)
+        answer = await self._read(query, me, excused={429, 503})
         if answer is not None and (cursor := answer.json()["next_cursor"]):
-            await self._read(f"{query}&cursor={cursor}", me, frozen=True)
+            await self._read(f"{query}&cursor={cursor}", me, excused={410, 429, 503})
 
     async def order(self, me: str) -> None:
         """Order something, and now and then press the button twice."""
@@ -136,9 +159,7 @@ class Customers:
         key = uuid4().hex
         twice = random.random() < 0.2
         self.unanswered += 1
-        placed = await asyncio.gather(
-            *(self._until_answered("/orders", key, wanted, me) for _ in range(1 + twice))
-        )
+        placed = await asyncio.gather(*(self._place(key, wanted, me) for _ in range(1 + twice)))
         self.unanswered -= 1
         orders = [each.json() for each in placed if each is not None and each.status_code == 201]
         if orders:
@@ -158,11 +179,24 @@ class Customers:
         answer = await self._send("PATCH", f"/products/{product}", me, json=change)
         if answer is not None and answer.status_code == 200:
             self._floors.known(product, answer.json()["rev"])
-            self._score.counts["repriced"] += 1
 
     async def report(self, me: str) -> None:
         """The sales so far."""
         await self._read("/reports/sales", me)
+
+    async def watch_the_console(self) -> None:
+        """Ask each replica now and then who answered its reads, and how its circuits stand."""
+        while self.welcome:
+            answered: Counter[str] = Counter()
+            for number, replica in enumerate(self._replicas):
+                overview = (await replica.get("/console/api/overview")).raise_for_status().json()
+                for document in overview["documents"]:
+                    reads = document["since_start"]["reads"]
+                    answered.update({tier: reads[tier] or 0 for tier in TIERS})
+                if any(each["state"] == "open" for each in overview["circuits"]):
+                    self._score.noticed.add(number)
+            self._score.tiers = answered
+            await asyncio.sleep(0.25)
 
     # -- requests ------------------------------------------------------------
 
@@ -177,34 +211,34 @@ class Customers:
             self._score.counts["stale"] += 1
         self._floors.known(id, rev)
 
-    async def _read(self, path: str, me: str, *, frozen: bool = False) -> Answer:
-        """A read, which must not fail; a search that is frozen in Valkey may have to wait for it,
-        or to begin anew where it is gone."""
+    async def _read(self, path: str, me: str, *, excused: Collection[int] = ()) -> Answer:
+        """A read, which must not fail but with a status that is excused."""
         answer = await self._send("GET", path, me)
         if answer is not None and answer.status_code == 200:
             return answer
-        if answer is not None and answer.status_code == 429:
-            self._score.counts["throttled"] += 1
-        elif answer is not None and frozen and answer.status_code in (410, 503):
-            self._score.come_back()
-        else:
+        if answer is None or answer.status_code not in excused:
             self._score.failed("GET", path, answer)
+        elif answer.status_code == 429:
+            self._score.counts["throttled"] += 1
+        else:
+            self._score.come_back()
         return None
 
-    async def _until_answered(self, path: str, key: str, body: Any, me: str) -> Answer:
-        """A write under its key, again for as long as it is told to come back: that is safe."""
+    async def _place(self, key: str, wanted: Any, me: str) -> Answer:
+        """An order under its key, again for as long as it is told to come back: that is safe."""
+        headers = {"Idempotency-Key": key}
         for _ in range(ATTEMPTS):
-            answer = await self._send("POST", path, me, json=body, headers={"Idempotency-Key": key})
-            if answer is not None and answer.status_code in (201, 409) and not _in_progress(answer):
-                self._score.counts["sold out"] += answer.status_code == 409
+            answer = await self._send("POST", "/orders", me, json=wanted, headers=headers)
+            status = 503 if answer is None else answer.status_code
+            hint = None if answer is None else answer.headers.get("Retry-After")
+            if status == 201 or (status == 409 and hint is None):
+                self._score.counts["sold out"] += status == 409
                 return answer
-            if answer is not None and answer.status_code not in (409, 503):
-                self._score.failed("POST", path, answer)
-                return None
+            if status not in (409, 503):
+                break
             self._score.come_back()
-            hint = 1.0 if answer is None else float(answer.headers.get("Retry-After", 1))
-            await asyncio.sleep(min(hint, 0.25))
-        self._score.failed("POST", path, answer)
+            await asyncio.sleep(min(float(hint or 1), 0.25))
+        self._score.failed("POST", "/orders", answer)
         return None
 
     async def _send(
@@ -223,28 +257,3 @@ class Customers:
     def _some_product(self) -> str:
         (product,) = random.choices(self._products, self._popularity)
         return product
-
-
-def _in_progress(answer: httpx.Response) -> bool:
-    return "Retry-After" in answer.headers
-
-
-@asynccontextmanager
-async def clients(addresses: list[str]) -> AsyncIterator[list[httpx.AsyncClient]]:
-    """One for each replica."""
-    async with AsyncExitStack() as stack:
-        made = (httpx.AsyncClient(base_url=each, timeout=30) for each in addresses)
-        yield [await stack.enter_async_context(each) for each in made]
-
-
-async def watch_tiers(replicas: list[httpx.AsyncClient], score: Score, token: str) -> None:
-    """Ask the console of each replica now and then who answered the reads."""
-    while True:
-        counts: Counter[str] = Counter()
-        for each in replicas:
-            answer = await each.get("/console/api/overview", auth=("load", token))
-            for document in answer.json()["documents"]:
-                reads = document["since_start"]["reads"]
-                counts.update({tier: many or 0 for tier, many in reads.items()})
-        score.tiers = counts
-        await asyncio.sleep(0.5)

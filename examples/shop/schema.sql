@@ -30,5 +30,8 @@ CREATE INDEX orders_placed ON orders (created_at) WHERE status = 'placed';
 CREATE TABLE sales (id bigint PRIMARY KEY, orders bigint NOT NULL, revenue bigint NOT NULL, fence bigint);
 INSERT INTO sales VALUES (1, 0, 0, NULL);
 
--- The payment provider's own books. No key, so that a second charge would be seen.
+-- The payment provider: whether it is up, and its own books. No key, so that a second charge would
+-- be seen.
+CREATE TABLE provider (up boolean NOT NULL);
+INSERT INTO provider VALUES (true);
 CREATE TABLE charges (order_id uuid NOT NULL, amount bigint NOT NULL);

@@ -16,6 +16,10 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 OLDEST_SERVER = 14
 
+OURS_TO_MEND = frozenset({"0A", "22", "42"})
+"""Classes of SQLSTATE with which a server refuses what a DSN asks for: settings that do not exist
+or are out of range, a database that its user may not enter."""
+
 
 async def connect(dsn: Dsn, config: PostgresConfig, deadline: float | None = None) -> Connection:
     """One new connection, its settings made, its server's version checked."""
@@ -69,8 +73,16 @@ def _refused(error: BaseException, dsn: Dsn, limit: float) -> ForzeError:
             return ConfigurationError(
                 f"PostgreSQL at {dsn.servers} has no such database: {said}", name="dsn"
             )
-        case asyncpg.PostgresError():
-            return mapped(error, doing=f"connecting to PostgreSQL at {dsn.servers}")
+        case asyncpg.PostgresError() if (error.sqlstate or "")[:2] in OURS_TO_MEND:
+            return ConfigurationError(
+                f"PostgreSQL at {dsn.servers} refused the connection: {said}; see the DSN, and the "
+                "rights of its user",
+                name="dsn",
+            )
+        case asyncpg.PostgresError():  # whatever kept it, it is away; nothing was asked of it yet
+            return BackendUnavailable(
+                f"PostgreSQL at {dsn.servers} refused the connection: {said}", backend=BACKEND
+            )
         case asyncpg.TargetServerAttributeNotMatched():
             return mapped(error, doing=f"connecting to PostgreSQL at {dsn.servers}")
         case TimeoutError():

@@ -35,8 +35,10 @@ from forze.testing.servers import ValkeyServer
 
 PICTURES: Final = Path(__file__).parents[2] / "docs" / "pictures"
 DESK: Final[ViewportSize] = {"width": 1180, "height": 650}
-KEY: Final[ViewportSize] = {"width": 1180, "height": 700}
+KEY: Final[ViewportSize] = {"width": 1180, "height": 780}
 PHONE: Final[ViewportSize] = {"width": 390, "height": 844}
+DOCUMENTS: Final = "section:has(#documents)"
+SEARCH: Final = "section:has(#search)"
 WARM_SECONDS: Final = 45.0
 OUTAGE_SECONDS: Final = 3.0
 
@@ -83,7 +85,7 @@ async def _at_work(server: ValkeyServer) -> AsyncIterator[tuple[Replica, UUID]]:
 async def _picture(
     browser: Browser, at: Replica, pk: UUID, name: str, scheme: str, size: ViewportSize, top: str
 ) -> None:
-    """What is seen from the element ``top`` on, below the page's own head."""
+    """What is seen from the element ``top`` on, after a change of the product that is explained."""
     context = await browser.new_context(
         viewport=size,
         color_scheme="dark" if scheme == "dark" else "light",
@@ -93,9 +95,15 @@ async def _picture(
     page = await context.new_page()
     await page.goto(f"{at.address}/console/#document=products&id={pk}")
     await page.locator(".said").wait_for()
+    await page.wait_for_timeout(1000)
+    found = await at.ctx.document.query(PRODUCTS).get(pk)
+    await at.ctx.document.command(PRODUCTS).update(
+        pk, found.rev, ProductUpdate(price=found.price + 1)
+    )
+    await page.wait_for_timeout(500)
     await page.get_by_role("button", name="Compare with the source").click()
     await page.wait_for_timeout(3000)
-    await page.locator(top).evaluate("each => scrollTo(0, each.offsetTop - 76)")
+    await page.locator(top).evaluate("each => each.scrollIntoView()")
     await page.screenshot(path=PICTURES / f"{name}.png")
     await context.close()
 
@@ -108,11 +116,11 @@ async def main() -> None:
             browser = await playwright.chromium.launch(
                 executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
             )
-            await _picture(browser, at, pk, "console-light", "light", DESK, "body")
+            await _picture(browser, at, pk, "console-light", "light", DESK, DOCUMENTS)
             await asyncio.sleep(WARM_SECONDS)
-            await _picture(browser, at, pk, "console-light", "light", DESK, "body")
-            await _picture(browser, at, pk, "console-key", "light", KEY, "#search")
-            await _picture(browser, at, pk, "console-phone", "light", PHONE, "#search")
+            await _picture(browser, at, pk, "console-light", "light", DESK, DOCUMENTS)
+            await _picture(browser, at, pk, "console-key", "light", KEY, SEARCH)
+            await _picture(browser, at, pk, "console-phone", "light", PHONE, SEARCH)
             await at.fail("bank")
             server.kill()
             await asyncio.sleep(OUTAGE_SECONDS)

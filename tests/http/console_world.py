@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from forze.application.execution import (
     ResilienceDepsModule,
 )
 from forze.domain.models import BaseDTO, CreateDocumentCmd, Document, ReadDocument
+from forze.errors import CircuitOpen
 from forze_fastapi import console, register_exception_handlers, runtime_lifespan
 from forze_memory import MemoryDepsModule
 from forze_redis import RedisClient, RedisConfig, RedisDepsModule, redis_lifecycle_step
@@ -96,6 +96,7 @@ class Replica:
 
     ctx: ExecutionContext
     address: str
+    database: MemoryDepsModule
 
     async def product(self, name: str = "tea") -> UUID:
         """A new product."""
@@ -110,7 +111,7 @@ class Replica:
         for _ in range(times):
             try:
                 await self.ctx.resilience.run(policy, failing)
-            except Away:
+            except (Away, CircuitOpen):
                 continue
 
 
@@ -146,10 +147,4 @@ async def replica(dsn: str, shared: MemoryDepsModule) -> AsyncIterator[Replica]:
     register_exception_handlers(app)
     app.include_router(console(runtime, dependencies=[Depends(admin)]), prefix="/console")
     async with serving(app) as address:
-        yield Replica(runtime.get_context(), address)
-
-
-async def settled() -> None:
-    """Let what was begun get to where it waits."""
-    for _ in range(5):
-        await asyncio.sleep(0.005)
+        yield Replica(runtime.get_context(), address, shared)

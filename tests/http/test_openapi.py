@@ -1,17 +1,18 @@
 """The OpenAPI document of document endpoints: complete, stable, and true.
 
-True is what schemathesis finds: it makes requests from the document, valid and invalid ones, and
-looks whether the answers are those that the document has for them.
+True is what schemathesis finds, with the settings it has by default: it makes requests from the
+document, valid and invalid ones, and looks whether the answers are those that the document has for
+them, the valid ones are accepted and the invalid ones are not.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
+from asyncio.subprocess import PIPE, STDOUT
+from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
 from tests.http.catalogue import (
     SNAPSHOT,
     application,
@@ -23,13 +24,13 @@ from tests.http.serving import serving
 
 OPERATIONS = {
     "products_create": "201 400 409 413 422 500 503 504",
-    "products_list": "200 400 422 500 503 504",
+    "products_list": "200 400 404 422 500 503 504",
     "products_get": "200 304 400 404 412 422 500 503 504",
     "products_update": "200 400 404 409 412 413 422 428 500 503 504",
     "products_delete": "204 400 404 409 412 422 500 503 504",
 }
 SCHEMAS = "InvalidInput Problem ProductCreateBody ProductRead ProductReadPage ProductUpdateBody"
-EXAMPLES = 10
+SETTINGS = Path(__file__).parents[2] / "examples/recipes/fastapi/schemathesis.toml"
 
 
 def operations_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -69,7 +70,7 @@ def test_parameters_are_typed() -> None:
     }  # fmt: skip
     assert not {"tags", "color__lt", "available__in", "weight__contains"} & set(types)
     reading = operations_of(memory_application().openapi())["products_get"]["parameters"]
-    assert [each["name"] for each in reading] == ["id", "If-Match", "If-None-Match"]
+    assert [each["name"] for each in reading] == ["id", "If-None-Match"]
     assert {"Idempotency-Key"} <= {
         each["name"]
         for each in operations_of(memory_application().openapi())["products_create"]["parameters"]
@@ -92,53 +93,26 @@ async def test_without_etag_nothing_is_said_of_one() -> None:
 
 
 ONE_OF_EACH_KIND = {
-    "name": ["eq", "contains"],
-    "price": ["gte", "in"],
-    "color": ["in", "is_null"],
+    "name": ["contains"],
+    "price": ["in"],
+    "color": ["is_null"],
     "weight": ["gt"],
     "vat": ["lte"],
     "available": ["eq"],
-    "released_at": ["lt", "not_in"],
+    "released_at": ["lt"],
     "id": ["ne"],
 }
 
 
-async def test_schemathesis_finds_nothing() -> None:
+async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
     async with serving(memory_application(filterable=ONE_OF_EACH_KIND)) as address:
-        assert await asyncio.to_thread(_explore, address) == set(OPERATIONS)
-
-
-def _explore(address: str) -> set[str]:
-    """Try every operation; those that were."""
-    schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
-    schema.config.generation.update(allow_x00=False)
-    checks = schema.config.checks
-    # The document of the case need not exist, be at that revision, or have a revision named.
-    checks.positive_data_acceptance.expected_statuses += ["412", "428"]
-    explored: set[str] = set()
-    for result in schema.get_all_operations():
-        operation: Any = result.ok()  # type: ignore[union-attr] # raises for an invalid one
-        for mode in schemathesis.GenerationMode:
-            _explore_operation(operation, mode)
-        explored.add(operation.definition.raw["operationId"])
-    return explored
-
-
-def _explore_operation(operation: Any, mode: schemathesis.GenerationMode) -> None:
-    @settings(
-        max_examples=EXAMPLES,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(case=operation.as_strategy(generation_mode=mode))
-    def explore(case: Any) -> None:
-        if case.headers and "Idempotency-Key" in case.headers:
-            case.headers["Idempotency-Key"] = str(uuid4())  # one that was used is refused, rightly
-        if case.query and mode.is_positive:
-            case.query.pop("cursor", None)  # text, but only what an earlier page gave is one
-        case.call_and_validate()
-
-    explore()
+        found = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "schemathesis.cli", "--config-file", str(SETTINGS),
+            "run", f"{address}/openapi.json", "--max-examples", "3", "--seed", "1", "--no-color",
+            cwd=tmp_path, stdout=PIPE, stderr=STDOUT,
+        )  # fmt: skip
+        said = (await found.communicate())[0].decode()
+    assert found.returncode == 0, said
+    assert f"Operations:       {len(OPERATIONS)} selected" in said
+    for phase in ("Coverage", "Fuzzing", "Stateful"):
+        assert f"✅  {phase}" in said, said

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
-from typing import Annotated, Any
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any
 
 import httpx
 import pytest
+import pytest_asyncio
 from fastapi import (
     APIRouter,
     BackgroundTasks,
@@ -21,11 +22,12 @@ from fastapi import (
     Request,
     Response,
 )
-from fastapi.responses import PlainTextResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic import BaseModel
+from starlette.background import BackgroundTask
 from tests.http.serving import client_of
 
-from forze.application.contracts.cache import CacheSpec
+from forze.application.contracts.cache import CACHED, CacheSpec
 from forze.application.contracts.tenancy import current_principal, current_tenant
 from forze.application.execution import (
     DepsPlan,
@@ -38,6 +40,11 @@ from forze.testing.servers import ValkeyServer
 from forze_fastapi import bind_request, cached_response, runtime_lifespan
 from forze_memory import MemoryDepsModule
 from forze_redis import RedisClient, RedisDepsModule, redis_lifecycle_step
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MINUTE = timedelta(seconds=60)
 
@@ -70,10 +77,24 @@ def numbered(request: Request, response: Response) -> None:
     response.headers["x-request"] = request.headers.get("x-request", "-")
 
 
+def signed_in(response: Response, x_user: Annotated[str, Header()]) -> None:
+    """A cookie of each caller's own."""
+    response.set_cookie("session", x_user)
+
+
+def cautious(response: Response) -> None:
+    """What a dependency says of the answer to its request."""
+    response.headers.update({"cache-control": "no-store", "vary": "x-seen"})
+
+
 class Shop:
     """The handlers' source."""
 
     def __init__(self) -> None:
+        self.open()
+
+    def open(self) -> None:
+        """Begin anew."""
         self.price = 10
         self.runs = 0
         self.reached = asyncio.Event()
@@ -134,10 +155,29 @@ def routes(runtime: ExecutionRuntime, shop: Shop) -> APIRouter:
         elif how == "stream":
             return StreamingResponse(iter([f"run {shop.runs}"]))
         elif how == "vary":
-            mine.headers["vary"] = "*"
+            mine.headers["vary"] = "accept"
+            mine.headers.append("vary", "*")
         else:
             mine.headers["cache-control"] = how
         return mine
+
+    @router.get("/statuses/{status}")
+    @cached_response(60, statuses=[200, 404])
+    async def with_status(status: int) -> Response:
+        await shop.run()
+        return PlainTextResponse("here or not", status)
+
+    @router.get("/cautious", dependencies=[Depends(cautious)])
+    @cached_response(60, vary=["x-mine"])
+    async def with_caution() -> int:
+        return await shop.run()
+
+    always = PlainTextResponse("always", headers={"cache-control": "no-store"})
+
+    @router.get("/always", dependencies=[Depends(signed_in)])
+    @cached_response(60)
+    async def one_object() -> Response:
+        return always
 
     @router.get("/own")
     @cached_response(60)
@@ -178,6 +218,37 @@ def routes(runtime: ExecutionRuntime, shop: Shop) -> APIRouter:
             "body": (await request.body()).decode(),
         }
 
+    @router.api_route("/asked", methods=["GET", "HEAD"])
+    @cached_response(60, headers=["x-link"])
+    async def asked(request: Request) -> Response:
+        await shop.run()
+        parameters = request.query_params
+        link = {"x-link": str(request.url_for("asked"))}
+        text = f"{request.method} {parameters.get('a')} {parameters.getlist('a')}"
+        return PlainTextResponse(text, headers=link)
+
+    @router.get("/cookies")
+    @cached_response(60)
+    async def cookies(request: Request) -> Response:
+        await shop.run()
+        return JSONResponse(request.cookies, headers={"cache-control": "no-store"})
+
+    @router.get("/unresolved", response_model=None)
+    @cached_response(60)
+    async def unresolved(request: Request) -> Mapping[str, str]:
+        await shop.run()
+        return request.cookies
+
+    @router.get("/since")
+    @cached_response(60)
+    async def since(at: datetime) -> datetime:
+        await shop.run()
+        return at
+
+    @router.get("/another")
+    async def another(currency: str) -> Any:
+        return await product(7, currency=currency, ctx=runtime.get_context())
+
     async def bound() -> list[str | None]:
         await shop.run()
         return [current_tenant(), current_principal()]
@@ -204,19 +275,24 @@ def routes(runtime: ExecutionRuntime, shop: Shop) -> APIRouter:
         tasks.add_task(setattr, shop, "price", 99)
         return await shop.run()
 
+    @router.get("/background/own")
+    @cached_response(60)
+    async def own_background() -> Response:
+        return JSONResponse(await shop.run(), background=BackgroundTask(setattr, shop, "price", 99))
+
     return router
 
 
 @asynccontextmanager
-async def app_of(shop: Shop, dsn: str | None = None) -> AsyncIterator[httpx.AsyncClient]:
-    """The application, served; without ``dsn`` its cache is in process."""
-    if dsn is None:
-        runtime = ExecutionRuntime(deps=DepsPlan.from_modules(MemoryDepsModule()))
-    else:
+async def app_of(
+    shop: Shop, dsn: str | None = None, runtime: ExecutionRuntime | None = None
+) -> AsyncIterator[httpx.AsyncClient]:
+    """The application, served; without ``dsn`` with the given runtime."""
+    if runtime is None:
         redis = RedisDepsModule(client=RedisClient(), caches={"cached": {"namespace": "app:web"}})
         runtime = ExecutionRuntime(
             deps=DepsPlan.from_modules(redis),
-            lifecycle=LifecyclePlan.from_steps(redis_lifecycle_step(dsn=dsn)),
+            lifecycle=LifecyclePlan.from_steps(redis_lifecycle_step(dsn=str(dsn))),
         )
     app = FastAPI(lifespan=runtime_lifespan(runtime))
     app.include_router(routes(runtime, shop))
@@ -230,15 +306,30 @@ async def app_of(shop: Shop, dsn: str | None = None) -> AsyncIterator[httpx.Asyn
         yield client
 
 
-@pytest.fixture
-def shop() -> Shop:
-    return Shop()
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def served() -> AsyncIterator[tuple[Shop, ExecutionRuntime, httpx.AsyncClient]]:
+    """In memory, for all of them."""
+    shop, runtime = Shop(), ExecutionRuntime(deps=DepsPlan.from_modules(MemoryDepsModule()))
+    async with app_of(shop, runtime=runtime) as client:
+        yield shop, runtime, client
 
 
 @pytest.fixture
-async def client(shop: Shop) -> AsyncIterator[httpx.AsyncClient]:
-    async with app_of(shop) as served:
-        yield served
+def shop(served: tuple[Shop, ExecutionRuntime, httpx.AsyncClient]) -> Shop:
+    served[0].open()
+    return served[0]
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def client(
+    shop: Shop, served: tuple[Shop, ExecutionRuntime, httpx.AsyncClient]
+) -> httpx.AsyncClient:
+    """With nothing cached."""
+    _, runtime, client = served
+    pointers = runtime.get_context().cache(CACHED).tags().pointers
+    await pointers.clear(pointers.namespace())
+    client.cookies.clear()
+    return client
 
 
 def status_of(response: httpx.Response) -> str:
@@ -363,12 +454,32 @@ async def test_what_is_for_one_caller_is_given_to_no_other(
             assert each.text.strip('"').endswith(each.headers["set-cookie"][len("session=")])
 
 
+async def test_one_response_given_to_all_takes_nothing_along(client: httpx.AsyncClient) -> None:
+    for who in ("ann", "bob"):
+        answer = await client.get("/always", headers={"x-user": who})
+        cookies = answer.headers.get_list("set-cookie", split_commas=False)
+        assert [each.split(";")[0] for each in cookies] == [f"session={who}"]
+
+
 async def test_what_a_response_says_of_itself_stands(client: httpx.AsyncClient) -> None:
     for _ in range(2):
         answer = await client.get("/own")
         assert answer.headers["etag"] == '"mine"'
         assert answer.headers["cache-control"] == "max-age=5"
         assert answer.headers["vary"] == "accept"
+    for _ in range(2):
+        answer = await client.get("/cautious")
+        assert answer.headers["cache-control"] == "no-store", "its dependency says so"
+        assert answer.headers.get_list("vary") == ["x-seen, x-mine"]
+
+
+async def test_only_what_is_there_is_not_modified(client: httpx.AsyncClient, shop: Shop) -> None:
+    for status, then in ((200, 304), (404, 404)):
+        tag = (await client.get(f"/statuses/{status}")).headers["etag"]
+        for asked in (tag, "*"):
+            again = await client.get(f"/statuses/{status}", headers={"if-none-match": asked})
+            assert again.status_code == then
+    assert shop.runs == 2
 
 
 async def test_every_argument_is_part_of_the_key(client: httpx.AsyncClient, shop: Shop) -> None:
@@ -392,16 +503,89 @@ async def test_a_handler_sees_nothing_that_is_not_in_the_key(
 ) -> None:
     mine = {"authorization": "Bearer mine", "cookie": "session=mine", "accept-language": "de"}
     first = (await client.get("/request?b=2&a=1", headers=mine)).json()
+    host = client.base_url.netloc.decode()
     assert first == {
-        "headers": {"accept-language": "de"}, "cookies": {}, "client": None, "user": None,
-        "url": "/request?b=2&a=1", "body": "",
+        "headers": {"accept-language": "de", "host": host}, "cookies": {}, "client": None,
+        "user": None, "url": f"http://{host}/request?a=1&b=2", "body": "",
     }  # fmt: skip
     yours = await client.get("/request?a=1&b=2", headers={"accept-language": "de"})
     assert yours.json() == first
     assert yours.headers["vary"] == "accept-language"
     await client.get("/request?a=1&b=2", headers={"accept-language": "en"})
     await client.get("/request?a=1&b=3", headers={"accept-language": "de"})
+    await client.get("/request?a=1&b=2", headers={"accept-language": "de", "host": "other"})
+    assert shop.runs == 4
+
+
+async def test_what_it_sees_of_the_request_is_the_key(
+    client: httpx.AsyncClient, shop: Shop
+) -> None:
+    assert (await client.head("/asked?a=1&a=2")).headers["content-length"] == "16"
+    first = await client.get("/asked?a=1&a=2")
+    assert first.text == "GET 2 ['1', '2']", "not what a HEAD would have been answered with"
+    assert first.headers["x-link"] == str(client.base_url) + "/asked"
+    assert (await client.get("/asked?a=%31&b=&a=2")).text == first.text
+    assert (await client.get("/asked?b=&a=1&a=2")).text == first.text
+    assert shop.runs == 2
+    assert (await client.get("/asked?a=2&a=1")).text == "GET 1 ['2', '1']"
+    assert (
+        (await client.get("/asked?a=", headers={"host": "b"}))
+        .headers["x-link"]
+        .startswith("http://b/")
+    )
+
+
+async def test_what_is_not_shared_is_made_alike_for_all(
+    client: httpx.AsyncClient, shop: Shop
+) -> None:
+    shop.go.clear()
+    asked = [
+        asyncio.create_task(client.get("/cookies", headers={"cookie": f"a={n}"})) for n in range(3)
+    ]
+    await shop.reached.wait()
+    await asyncio.sleep(0.05)
+    shop.go.set()
+    assert [each.json() for each in await asyncio.gather(*asked)] == [{}] * 3
     assert shop.runs == 3
+
+
+async def test_an_annotation_only_for_type_checkers_lets_nobody_see_more(
+    client: httpx.AsyncClient, shop: Shop
+) -> None:
+    for who in ("ann", "bob"):
+        assert (await client.get("/unresolved", headers={"cookie": f"user={who}"})).json() == {}
+    assert shop.runs == 1
+
+
+async def test_a_moment_is_an_argument_like_any_other(
+    client: httpx.AsyncClient, shop: Shop
+) -> None:
+    for at in ("2024-01-01T12:00:00Z", "2024-01-01T12:00:00+01:00", "2024-01-01T12:00:00Z"):
+        answer = await client.get("/since", params={"at": at})
+        assert (answer.status_code, answer.json()) == (200, at.replace("+00:00", "Z"))
+    assert shop.runs == 2
+
+
+async def test_called_directly_a_handler_is_what_it_was(
+    client: httpx.AsyncClient, shop: Shop
+) -> None:
+    for runs in (1, 2):
+        answer = await client.get("/another?currency=USD")
+        assert answer.json() == {"id": 7, "price": 10, "secret": "purchase price"}
+        assert shop.runs == runs
+
+
+async def test_a_browser_gives_nobody_what_it_has_of_another(client: httpx.AsyncClient) -> None:
+    """Who is signed in may change, and the URL does not."""
+    for headers in ({"cookie": "session=mine"}, {"authorization": "Bearer mine"}):
+        answer = await client.get("/products/1", headers=headers)
+        assert answer.headers["cache-control"] == "private, no-cache"
+    answer = await client.get("/products/1")
+    assert answer.headers["cache-control"].startswith("private, max-age=5")
+    answer = await client.get("/bound/None", headers={"cookie": "session=mine"})
+    assert answer.headers["cache-control"].startswith("public, max-age=5")
+    answer = await client.get("/bound/principal", headers={"x-user": "ann"})
+    assert answer.headers["cache-control"] == "private, no-cache"
 
 
 async def test_nobody_gets_what_was_made_for_another(client: httpx.AsyncClient, shop: Shop) -> None:
@@ -419,7 +603,8 @@ async def test_nobody_gets_what_was_made_for_another(client: httpx.AsyncClient, 
             found = [await client.get(f"/bound/{per}", headers=each) for each in callers]
             assert [each.json() for each in found] == answers
             for headers, answer in zip(callers, found, strict=True):
-                personal = per == "principal" and "x-user" in headers
+                of = {"principal": "x-user", "tenant": "x-tenant"}.get(per)
+                personal = of in headers
                 control = answer.headers["cache-control"]
                 assert control.startswith("private" if personal else "public")
         assert shop.runs == before + runs
@@ -445,16 +630,18 @@ async def test_a_request_may_ask_for_more(client: httpx.AsyncClient, shop: Shop)
 async def test_background_tasks_run_once_with_the_handler(
     client: httpx.AsyncClient, shop: Shop
 ) -> None:
-    assert (await client.get("/background")).json() == 10
-    async with asyncio.timeout(5):
-        while shop.price != 99:
-            await asyncio.sleep(0.005)
-    shop.price = 5
-    assert (await client.get("/background")).json() == 10
-    assert shop.price == 5
+    for path in ("/background", "/background/own"):
+        shop.price = 10
+        assert (await client.get(path)).json() == 10
+        async with asyncio.timeout(5):
+            while shop.price != 99:
+                await asyncio.sleep(0.005)
+        shop.price = 5
+        assert (await client.get(path)).json() == 10
+        assert shop.price == 5
 
 
-def test_what_cannot_be_keyed_is_refused_when_the_route_is_made() -> None:
+async def test_what_cannot_be_keyed_is_refused_when_the_route_is_made() -> None:
     async def with_session(held: Annotated[Session, Depends(session)]) -> None: ...
 
     async def stream() -> AsyncIterator[bytes]:

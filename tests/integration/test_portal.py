@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import signal
 import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any
@@ -213,6 +214,30 @@ def test_a_call_that_cancels_itself_is_answered(portal: Portal) -> None:
         portal.call(given_up)
 
 
+async def ends(ctx: ExecutionContext) -> None:
+    return None
+
+
+@pytest.mark.parametrize("work", [ends, fails])
+def test_calls_leave_nothing_for_the_collector(
+    portal: Portal, work: Callable[[ExecutionContext], Awaitable[None]]
+) -> None:
+    def many() -> None:
+        for _ in range(20):
+            with suppress(NotFoundError):
+                portal.run(work)
+        portal.run(ends)  # the loop has put the last one away
+
+    many()
+    gc.collect()
+    gc.disable()
+    try:
+        many()
+        assert gc.collect() < 100
+    finally:
+        gc.enable()
+
+
 # -- cancellation --------------------------------------------------------------------
 
 
@@ -237,6 +262,11 @@ def test_a_timeout_cancels_and_waits_for_the_end(portal: Portal) -> None:
         portal.call(work, timeout=timedelta(milliseconds=30))
     assert work.cancelled.is_set(), "nothing runs on behind the caller's back"
     assert caught.value.timeout == timedelta(milliseconds=30)
+
+
+def test_a_call_without_any_time_is_over_at_once(portal: Portal) -> None:
+    with pytest.raises(CallTimeout):
+        portal.call(asyncio.sleep, WAIT, timeout=timedelta(0))
 
 
 def test_a_call_that_ends_as_it_is_cancelled_has_its_result(portal: Portal) -> None:
@@ -420,6 +450,77 @@ def test_what_fails_while_stopping_is_raised_by_close() -> None:
     portal.run(hit)
     with pytest.raises(BaseExceptionGroup, match="stopping the runtime failed"):
         portal.close()
+
+
+def test_a_start_that_leaves_by_an_exit_is_tried_anew() -> None:
+    attempts: list[int] = []
+
+    async def start(ctx: ExecutionContext) -> None:
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise SystemExit("no licence")
+
+    portal = Portal(lambda: build_runtime(LifecycleStep(id="start", startup=start)))
+    with pytest.raises(SystemExit, match="no licence"):
+        portal.run(hit)
+    assert portal.run(hit) == 1
+    portal.close()
+
+
+def test_a_start_that_hangs_is_given_up_when_it_closes() -> None:
+    starting, undone = threading.Event(), threading.Event()
+
+    async def start(ctx: ExecutionContext) -> None:
+        starting.set()
+        try:
+            await asyncio.sleep(WAIT * 10)
+        finally:
+            undone.set()
+
+    step = LifecycleStep(id="start", startup=start)
+    portal = Portal(lambda: build_runtime(step), drain=timedelta(milliseconds=20))
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(lambda: portal.run(hit))
+        starting.wait(WAIT)
+        threads.submit(portal.close).result(WAIT)
+        with pytest.raises(ConfigurationError, match="is closed"):
+            first.result(WAIT)
+    assert undone.is_set()
+
+
+def test_a_call_that_closes_its_own_portal_is_refused(portal: Portal) -> None:
+    async def leave() -> None:
+        portal.close()
+
+    with pytest.raises(ConfigurationError, match="its own end"):
+        portal.call(leave)
+    assert portal.run(hit) == 1, "a refusal changes nothing"
+
+
+def test_who_closes_it_second_waits_for_the_end_too() -> None:
+    stopping, go = threading.Event(), threading.Event()
+
+    async def stop(ctx: ExecutionContext) -> None:
+        stopping.set()
+        await asyncio.to_thread(go.wait, WAIT)
+
+    portal = Portal(lambda: build_runtime(LifecycleStep(id="stop", shutdown=stop)))
+    portal.run(hit)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(portal.close)
+        stopping.wait(WAIT)
+        second = threads.submit(portal.close)
+        early = wait([first, second], timeout=0.05).done
+        go.set()
+        assert not early
+        assert (first.result(WAIT), second.result(WAIT)) == (None, None)
+
+
+def test_a_function_that_needs_the_portal_it_makes_a_runtime_for_is_told() -> None:
+    circular: Portal = Portal(lambda: build_runtime(LifecycleStep(id=str(circular.run(hit)))))
+    with pytest.raises(RecursionError):
+        circular.run(hit)
+    circular.close()
 
 
 def test_a_function_that_makes_no_runtime_is_told() -> None:

@@ -63,6 +63,36 @@ async def test_an_unknown_database_is_said(postgres_server: PostgresServer) -> N
         await client.connect(f"host={postgres_server.directory} user=nobody_here dbname=postgres")
 
 
+@pytest.mark.parametrize(
+    ("makes", "kind", "says"),
+    [
+        ("ALTER DATABASE {} ALLOW_CONNECTIONS false", BackendUnavailable, "not currently accept"),
+        ("ALTER DATABASE {} CONNECTION LIMIT 0", BackendUnavailable, "too many connections"),
+        ("REVOKE CONNECT ON DATABASE {} FROM public", ConfigurationError, "permission denied"),
+        ("ALTER ROLE visitor NOLOGIN", ConfigurationError, "not permitted to log in"),
+    ],
+)  # fmt: skip
+async def test_a_server_that_refuses_is_away_unless_the_dsn_is_wrong(
+    postgres_server: PostgresServer, postgres_dsn: str, makes: str, kind: Any, says: str
+) -> None:
+    name = postgres_dsn.partition("?")[0].rpartition("/")[2]
+    dsn = f"host={postgres_server.directory} user=visitor dbname={name}"
+    await admin(postgres_server.dsn, "CREATE ROLE visitor LOGIN")
+    try:
+        await admin(postgres_server.dsn, makes.format(f'"{name}"'))
+        with pytest.raises(kind, match=says):
+            await PostgresClient().connect(dsn)
+    finally:
+        await admin(postgres_server.dsn, f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+        await admin(postgres_server.dsn, "DROP ROLE visitor")
+
+
+async def test_a_setting_that_does_not_exist_is_the_dsn_s(postgres_dsn: str) -> None:
+    for setting in ("no_such_setting", "work_mem"):
+        with pytest.raises(ConfigurationError, match=setting):
+            await PostgresClient().connect(f"{postgres_dsn}&options={quote(f'-c {setting}=much')}")
+
+
 async def test_a_wrong_password_is_said_and_not_shown() -> None:
     with PostgresServer() as server:
         await admin(server.dsn, "CREATE ROLE clerk LOGIN PASSWORD 'right one'")

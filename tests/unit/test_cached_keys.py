@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, PrivateAttr, SecretStr
+from pydantic import BaseModel, PrivateAttr, SecretStr, TypeAdapter
 
 from forze.application.execution import ExecutionContext
 from forze.application.integrations.cached.arguments import Arguments
@@ -57,8 +57,25 @@ class Other(BaseModel):
     y: int = 2
 
 
+class Named(Place):
+    """No dataclass itself: what it adds is no field."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(1, 2)
+        self.name = name
+
+
 class Name(str):
     __slots__ = ()
+
+
+class Owned(float):
+    __slots__ = ("owner",)
+
+
+class Whose(float):
+    def __init__(self, _: float) -> None:
+        self.owner = "mine"
 
 
 def noted(note: str) -> Item:
@@ -80,6 +97,7 @@ DISTINCT: list[Any] = [
     Item(x=1), Item(x=2), Item(x=1, y=3), Other(x=1), noted("mine"), noted("yours"), Name("1"),
     SecretStr("1"), SecretStr("2"), PurePosixPath("1"), int, range(3), range(0, 3, 2),
     {"a": 1, "b": 2}, {"a": 2, "b": 1}, {"a": {"b": 1}}, float("inf"), float("nan"),
+    Named("mine"), Named("yours"), 10**5000, -(10**5000),
 ]  # fmt: skip
 
 
@@ -134,6 +152,13 @@ def test_order_of_a_dictionary_and_a_set_is_none() -> None:
     assert canonical({"x", "y", "z"}) == canonical({"z", "y", "x"})
 
 
+def test_a_moment_is_the_same_however_its_offset_came() -> None:
+    for text, zone in (("2024-01-01T12:00:00Z", UTC), ("2024-01-01T12:00:00+01:00", ZONE)):
+        read = TypeAdapter(datetime).validate_python(text)
+        assert canonical(read) == canonical(NOON.replace(tzinfo=zone))
+        assert canonical(read.timetz()) == canonical(NOON.replace(tzinfo=zone).timetz())
+
+
 def test_another_process_makes_the_same_keys() -> None:
     value = "{'a', 'b', 'c', None}"
     code = (
@@ -155,6 +180,12 @@ def test_a_value_that_contains_itself_has_no_key() -> None:
     loop.append(loop)
     with pytest.raises(Unkeyable):
         canonical(loop)
+
+
+@pytest.mark.parametrize("value", [Owned(1), Whose(1)], ids=repr)
+def test_what_has_more_than_its_built_in_type_holds_has_no_key(value: object) -> None:
+    with pytest.raises(Unkeyable):
+        canonical(value)
 
 
 class Session:

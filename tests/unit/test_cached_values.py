@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
@@ -28,6 +29,14 @@ MINUTE = timedelta(seconds=60)
 
 class Color(Enum):
     RED = "red"
+
+
+class Kind(StrEnum):
+    BOOK = "book"
+
+
+class Anything(BaseModel):
+    held: Any
 
 
 class Money(BaseModel):
@@ -80,12 +89,15 @@ ROUND_TRIPS: list[tuple[Any, Any]] = [
     (list[Money | Aliased], [Money(amount=Decimal(1)), Aliased(Name="b")]),
     (Money | None, None), (dict[str, Money], {"a": Money(amount=Decimal(2), currency="USD")}),
     (Place, Place(1, [Place(2, [])])), (list[Place], [Place(1, [])]),
+    (Anything, Anything(held={"a": [1, None]})), (Kind, Kind.BOOK),
     (Row, {"id": UUID(int=3), "at": NOON}), (Pair, Pair(1, "a")), (list[Pair], [Pair(1, "b")]),
 ]  # fmt: skip
 LOST: list[tuple[Any, Any]] = [
     (Any, Money(amount=Decimal(1))), (Any, (1, 2)), (Any, {1: "a"}), (Any, UUID(int=1)),
     (float, float("nan")), (int, True), (list[int], [True]), (int, "1"), (bytes, "text"),
     (Account, Account(password=SecretStr("hidden"))), (Any, object()),
+    (Anything, Anything(held=Kind.BOOK)), (Place, Place(True, [])), (str, Kind.BOOK),
+    (list[Anything], [Anything(held=[Kind.BOOK])]), (Place, Place(1, [Place(True, [])])),
 ]  # fmt: skip
 
 
@@ -132,6 +144,26 @@ async def test_what_would_come_back_as_another_is_not_kept(
     assert give.stats().uncacheable == 3
     assert [each for each in caplog.messages if "give" in each] == caplog.messages
     assert len(caplog.messages) == 1
+
+
+async def test_what_can_be_neither_kept_nor_copied_is_made_for_each(
+    ctx: ExecutionContext,
+) -> None:
+    made: list[Any] = []
+    go = asyncio.Event()
+
+    async def connect() -> Any:
+        made.append(threading.Lock())
+        await go.wait()
+        return made[-1]
+
+    connected: Any = cached(60, ctx=lambda: ctx)(connect)
+    calls = [asyncio.create_task(connected()) for _ in range(3)]
+    await asyncio.sleep(0.02)
+    assert len(made) == 1
+    go.set()
+    assert {id(each) for each in await asyncio.gather(*calls)} == {id(each) for each in made}
+    assert len(made) == 3
 
 
 async def test_a_condition(ctx: ExecutionContext) -> None:
@@ -275,11 +307,13 @@ async def test_what_is_owed_is_gone_past_until_it_is_told(ctx: ExecutionContext)
         raise BackendUnavailable("away", backend="cache")
 
     pointers.done = refuses
-    price = 11
-    await ctx.invalidate_tags("prices")
-    assert [await found(), await found()] == [11, 11]
-    assert found.stats().fills == 1
-    pointers.done = tells
+    try:
+        price = 11
+        await ctx.invalidate_tags("prices")
+        assert [await found(), await found()] == [11, 11]
+        assert found.stats().fills == 1
+    finally:
+        pointers.done = tells
     async with asyncio.timeout(5):
         while found.stats().fills == 1:
             assert await found() == 11

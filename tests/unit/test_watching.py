@@ -196,7 +196,9 @@ async def test_reads_in_a_transaction_and_failures_are_told(world: World) -> Non
 
 
 async def test_a_read_that_refreshes_early_went_to_the_source(world: World) -> None:
-    eager = replace(NOTES, name="eager", cache=replace(CACHE, name="eager", early_refresh_beta=1e12))
+    eager = replace(
+        NOTES, name="eager", cache=replace(CACHE, name="eager", early_refresh_beta=1e12)
+    )
     world.pk = (await world.ctx.document.command(eager).create(NoteCreate(text="b"))).id
     query, coordinator = world.ctx.document.query(eager), world.coordinator(eager)
     await query.get(world.pk)
@@ -286,7 +288,7 @@ async def test_a_watch_ends_by_itself_and_costs_nothing_then(
     watch(coordinator, world.pk)
     watch(coordinator, world.pk)
     assert tier.find != usual
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(3):
         while coordinator.watch is not None:
             await asyncio.sleep(0.01)
     assert tier.find == usual

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from uuid import UUID
 
-from app.payments import charge
+from app import payments
 from app.specs import (
     ORDER_NUMBERS,
     ORDERS,
@@ -92,7 +92,12 @@ async def confirm(ctx: ExecutionContext, order_id: UUID) -> None:
 
 async def pay(ctx: ExecutionContext, order: OrderRead) -> str:
     """The provider, under the policy for it; the receipt."""
-    return await ctx.resilience.run("payments", charge, ctx, order)
+    return await ctx.resilience.run("payments", payments.charge, ctx, order)
+
+
+async def bill(ctx: ExecutionContext, order_id: UUID) -> int:
+    """What the provider has charged for it, under the same policy."""
+    return await ctx.resilience.run("payments", payments.charged, ctx, order_id)
 
 
 async def refill(ctx: ExecutionContext, product: ProductRead) -> None:
@@ -128,5 +133,5 @@ async def try_to_confirm(ctx: ExecutionContext, order_id: UUID) -> None:
     """:func:`confirm`; what fails today is tried again on the next round."""
     try:
         await confirm(ctx, order_id)
-    except (ForzeError, ConnectionError) as reason:
+    except ForzeError as reason:
         log.info("order %s stays placed: %s", order_id, reason)

@@ -8,15 +8,22 @@ from uuid import UUID
 
 from fastapi import APIRouter
 from kombu.exceptions import OperationalError
+from pydantic import BaseModel
 
 from app import orders, tasks
 from app.dependencies import Context, Customer, runtime
-from app.specs import ORDERING, ORDERS, OrderPlace, OrderRead
-from forze.errors import ConflictError, NotFoundError
+from app.specs import ORDERING, ORDERS, Cents, OrderPlace, OrderRead
+from forze.errors import CircuitOpen, ConflictError, NotFoundError
 from forze_fastapi import IdempotencyFeature, problem_responses
 
 log = logging.getLogger("shop")
 router = APIRouter(prefix="/orders", tags=["orders"])
+
+
+class Bill(BaseModel):
+    charged: Cents
+
+
 once = IdempotencyFeature(spec=ORDERING, ctx_dep=runtime.get_context, required=True)
 
 
@@ -37,6 +44,12 @@ async def place(wanted: OrderPlace, customer: Customer, ctx: Context) -> OrderRe
 async def read(id: UUID, ctx: Context) -> OrderRead:
     """An order as it stands."""
     return await ctx.document.query(ORDERS).get(id)
+
+
+@router.get("/{id}/bill", responses=problem_responses(CircuitOpen))
+async def bill(id: UUID, ctx: Context) -> Bill:
+    """What has been charged for an order; 503 while the payment provider is away."""
+    return Bill(charged=await orders.bill(ctx, id))
 
 
 async def ask_for_confirmation(order_id: UUID) -> None:

@@ -151,7 +151,7 @@ SPECS = (PRODUCTS, OFFERS, ORDERS, CACHED, ORDER_NUMBERS, ORDERING, PAYMENTS, RO
 POLICIES = {
     "payments": ResiliencePolicy(
         retry=RetryStrategy(attempts=3, base_delay=0.02, max_delay=0.2),
-        timeout=timedelta(seconds=1),
+        timeout=timedelta(seconds=5),
         circuit_breaker=CircuitBreakerStrategy(
             failure_ratio=0.5, sampling_window=5.0, min_throughput=10, break_duration=0.5
         ),

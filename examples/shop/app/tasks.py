@@ -6,15 +6,12 @@ worker process, with the caches, leases and pushes that the replicas have.
 
 from __future__ import annotations
 
-import os
-import threading
-import time
 from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
 from celery import Celery
-from celery.signals import beat_embedded_init, worker_init, worker_process_shutdown
+from celery.signals import worker_init, worker_process_shutdown
 
 from app import orders
 from app.settings import settings
@@ -41,19 +38,6 @@ def be_patient(**_: Any) -> None:
     """A replica gives up on a broker that is away, for the rounds make up for it; a worker must
     not, or it would end."""
     worker.conf.broker_transport_options = {}
-
-
-@beat_embedded_init.connect
-def end_with_the_worker(**_: Any) -> None:
-    """The clock is a process of its own, and would outlive a worker that was killed."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 @worker.task

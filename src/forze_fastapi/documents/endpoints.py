@@ -24,6 +24,7 @@ from fastapi.params import Depends
 
 from forze.application.contracts.document import DocumentSpec
 from forze.application.contracts.idempotency import IdempotencySpec
+from forze.errors import ConfigurationError
 from forze_fastapi.context import ContextDep, context_dependency
 from forze_fastapi.documents.filters import Filterable
 from forze_fastapi.documents.listing import Listing
@@ -31,7 +32,7 @@ from forze_fastapi.documents.openapi import answers_of, conditions_of, status_of
 from forze_fastapi.documents.operations import Operations
 from forze_fastapi.documents.options import EndpointOptions, Operation, Pages
 from forze_fastapi.documents.representation import Representation
-from forze_fastapi.documents.route import route_class
+from forze_fastapi.documents.route import DocumentRoute, route_class
 from forze_fastapi.documents.signature import endpoint_of
 from forze_fastapi.idempotency import IdempotencyFeature
 
@@ -124,13 +125,14 @@ def _attach(
 ) -> None:
     operations = _operations_of(options)
     where = _prefix(routes, options)
+    _refuse_taken(routes, where, options)
     route = route_class(routes, _allowed(options.operations), options.max_body_bytes)
     for operation in options.operations:
         repeatable = once is not None and operation in options.idempotent
         handler = endpoint_of(operations, operation, context)
         _add(
             routes,
-            f"{where}/{{id}}" if operation in _OF_ONE else where,
+            _path(where, operation),
             _METHODS[operation],
             once(handler) if once is not None and repeatable else handler,
             name=f"{options.slug}_{operation}",
@@ -184,6 +186,22 @@ def _prefix(routes: APIRouter, options: EndpointOptions) -> str:
     if options.prefix is not None:
         return options.prefix.rstrip("/")
     return "" if routes.prefix else f"/{quote(options.document.name, safe='')}"
+
+
+def _refuse_taken(routes: APIRouter, where: str, options: EndpointOptions) -> None:
+    """Refuse to be where documents of another kind are: they would never be asked for."""
+    wanted = {(routes.prefix + _path(where, op), _METHODS[op]) for op in options.operations}
+    for each in routes.routes:
+        if isinstance(each, DocumentRoute) and wanted & {(each.path, m) for m in each.methods}:
+            raise ConfigurationError(
+                f"attach_document_endpoints, document {options.document.name!r}: the router has "
+                f"{each.name} at {each.path} already; give each of them a prefix= of its own",
+                name="prefix",
+            )
+
+
+def _path(where: str, operation: Operation) -> str:
+    return f"{where}/{{id}}" if operation in _OF_ONE else where
 
 
 def _model_of(operations: Operations[Any], operation: Operation) -> Any:

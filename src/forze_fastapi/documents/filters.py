@@ -12,26 +12,26 @@ from __future__ import annotations
 
 import types
 from collections.abc import Collection, Iterator, Mapping
-from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from typing import Annotated, Any, Final, Literal, NamedTuple, Union, get_args, get_origin
 from uuid import UUID
 
 from annotated_types import MaxLen
-from pydantic import (
-    AwareDatetime,
-    BaseModel,
-    Field,
-    NaiveDatetime,
-    SecretBytes,
-    SecretStr,
-    WithJsonSchema,
-)
+from pydantic import BaseModel, Field, SecretBytes, SecretStr, WithJsonSchema
 
 from forze.application.integrations.document.fields import Kind, fields_of
 from forze.errors import ConfigurationError
-from forze_fastapi.documents.bodies import Flag, Integer, Text
+from forze_fastapi.documents.exact import (
+    Day,
+    Flag,
+    Instant,
+    Integer,
+    Interval,
+    LocalInstant,
+    Text,
+    TimeOfDay,
+)
 
 EQUALITY: Final = ("eq", "ne", "in", "not_in")
 ORDER: Final = ("lt", "lte", "gt", "gte")
@@ -50,11 +50,11 @@ _TYPES: Final[Mapping[Kind, Any]] = {
     Kind.DECIMAL: Annotated[Decimal, Field(max_digits=_DIGITS), WithJsonSchema({"type": "number"})],
     Kind.BOOLEAN: Flag,
     Kind.UUID: UUID,
-    Kind.DATETIME: AwareDatetime,
-    Kind.LOCAL_DATETIME: NaiveDatetime,
-    Kind.DATE: date,
-    Kind.TIME: time,
-    Kind.INTERVAL: timedelta,
+    Kind.DATETIME: Instant,
+    Kind.LOCAL_DATETIME: LocalInstant,
+    Kind.DATE: Day,
+    Kind.TIME: TimeOfDay,
+    Kind.INTERVAL: Interval,
 }
 
 _PHRASES: Final = {

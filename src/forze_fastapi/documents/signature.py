@@ -15,7 +15,8 @@ from uuid import UUID
 from fastapi import Body, Depends, Path, Query, Request, Response
 
 from forze.application.execution import ExecutionContext
-from forze_fastapi.documents.bodies import ABOUT_REV, Revision, create_body, update_body
+from forze_fastapi.documents.bodies import ABOUT_REV, create_body, update_body
+from forze_fastapi.documents.exact import Revision
 from forze_fastapi.documents.operations import Operations
 from forze_fastapi.documents.options import Operation
 

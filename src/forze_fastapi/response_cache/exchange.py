@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping
+from copy import copy
 from time import time
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request, Response
+from fastapi.requests import HTTPConnection
 from pydantic import TypeAdapter
 from pydantic.errors import PydanticUserError
 
@@ -19,7 +21,7 @@ from forze.application.integrations.cached.values import Unshared
 from forze.errors import ConfigurationError, ValidationError
 from forze_fastapi.documents.etag import parse_tags
 from forze_fastapi.idempotency.answers import call, response_of, route_of
-from forze_fastapi.response_cache.seen import seen_of, stripped
+from forze_fastapi.response_cache.seen import Seen, seen_of, stripped
 from forze_fastapi.response_cache.stored import (
     NOT_MODIFIED,
     Stored,
@@ -56,7 +58,7 @@ class Exchange:
         self._ctx = ctx
         self._request = request
         self._injected = injected
-        self._seen = seen_of(request, cached.vary) if cached.takes_request else None
+        self._seen: Seen | None = None
 
     async def run(self, values: dict[str, Any]) -> Any:
         """The response: kept, shared with whoever asks meanwhile, or this request's own."""
@@ -66,6 +68,8 @@ class Exchange:
         asked = asks_for(request.headers.getlist("cache-control")) if cached.obey else None
         if asked == "no-store":
             return _past(await self._ran(values, shared=False), fwd="request")
+        if any(isinstance(each, HTTPConnection) for each in values.values()):
+            self._seen = seen_of(request, cached.vary)
         bound = self._ctx.functions.of(cached)
         handling = self._handling(bound, values)
         try:
@@ -110,7 +114,8 @@ class Exchange:
         """How this route turns what the handler returns into a body."""
         route = route_of(self._request)
         known = self._cached.shapes
-        at = (route.path_format, id(route.response_model))
+        models = id(route.response_model), id(route.response_class)
+        at = (route.path_format, route.status_code, *models)
         if at not in known:
             known[at] = canonical(
                 (
@@ -132,11 +137,11 @@ class Exchange:
         handler, injected = self._cached.handler, self._injected
         if shared:
             injected = _blank()
-            for name, kind in self._cached.takes.items():
-                if kind is Response:
+            for name, value in values.items():
+                if isinstance(value, Response):
                     values[name] = injected
-                elif self._seen is not None:
-                    values[name] = stripped(self._request, self._seen)
+                elif isinstance(value, HTTPConnection) and self._seen is not None:
+                    values[name] = stripped(value, self._seen)
         returned = await call(handler, **values)
         is_async = inspect.iscoroutinefunction(handler)
         return await response_of(returned, route_of(self._request), injected, is_coroutine=is_async)
@@ -204,8 +209,12 @@ class Exchange:
 
 
 def _past(response: Response, *, fwd: str) -> Response:
-    response.headers["cache-status"] = cache_status(fwd=fwd)
-    return response
+    """``response`` in a copy: the handler may give the same object to everybody."""
+    given = copy(response)
+    given.__dict__.pop("_headers", None)
+    given.raw_headers = [*response.raw_headers]
+    given.headers["cache-status"] = cache_status(fwd=fwd)
+    return given
 
 
 def _blank() -> Response:

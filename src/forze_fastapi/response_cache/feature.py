@@ -20,7 +20,7 @@ import functools
 import inspect
 from collections.abc import Callable, Collection, Sequence
 from datetime import timedelta
-from typing import Any, Final, TypeVar, get_type_hints
+from typing import Any, Final, TypeVar
 
 from fastapi import BackgroundTasks, Depends, Request, Response
 from fastapi.requests import HTTPConnection
@@ -28,7 +28,13 @@ from fastapi.security import SecurityScopes
 
 from forze.application.contracts.cache import CACHED, CacheSpec
 from forze.application.execution import ExecutionContext
-from forze.application.integrations.cached.arguments import Arguments, Ignore, Tag, bare
+from forze.application.integrations.cached.arguments import (
+    Arguments,
+    Ignore,
+    Tag,
+    bare,
+    hints_of,
+)
 from forze.application.integrations.cached.function import (
     Per,
     checked_name,
@@ -89,7 +95,7 @@ class Cached:
         self.spec = CacheSpec(name=cache) if isinstance(cache, str) else cache
         self.cache = with_ttl(self.spec, seconds(ttl, where), where)
         self.tenants_apart, self.principals_apart = keeps_apart(per, where)
-        hints = _hints(handler)
+        hints = hints_of(handler)
         ignored = (ignore,) if isinstance(ignore, str | type) else tuple(ignore)
         self.arguments = Arguments(
             handler, where, hints=hints, ignore=(*ignored, *_FASTAPIS), key=key, tags=tags
@@ -102,15 +108,13 @@ class Cached:
         self.statuses = frozenset(statuses)
         self.kept = KEPT | {each.lower() for each in headers} - {"set-cookie"}
         self.obey = obey
-        self.takes = {
-            each: kind
-            for kind in (HTTPConnection, Response)
-            for each in _typed(self.arguments.ignored, hints, kind)
+        replaced = {
+            name
+            for name, hint in hints.items()
+            if isinstance(kind := bare(hint), type) and issubclass(kind, HTTPConnection | Response)
         }
-        """The parameters that take the request, or the response to set headers on."""
-        self.lends = self.arguments.lends(apart=self.takes)
-        self.takes_request = HTTPConnection in self.takes.values()
-        self.shapes: dict[tuple[str, int], bytes] = {}
+        self.lends = self.arguments.lends(apart=replaced)
+        self.shapes: dict[tuple[Any, ...], bytes] = {}
 
 
 def cached_response(
@@ -199,21 +203,6 @@ async def _ambient(request: Request) -> ExecutionContext:
         )
     ctx: ExecutionContext = runtime.get_context()
     return ctx
-
-
-def _hints(handler: Callable[..., Any]) -> dict[str, Any]:
-    try:
-        return get_type_hints(inspect.unwrap(handler), include_extras=True)
-    except NameError:  # FastAPI's to complain of
-        return {}
-
-
-def _typed(names: Collection[str], hints: dict[str, Any], kind: type) -> list[str]:
-    return [
-        each
-        for each in names
-        if isinstance(hint := bare(hints.get(each)), type) and issubclass(hint, kind)
-    ]
 
 
 def _max_age(given: timedelta | float | None, where: str) -> float | None:

@@ -16,6 +16,7 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from time import time
 from typing import Final
 
@@ -111,7 +112,7 @@ def stored_of(
         or response.status_code not in statuses
         or "set-cookie" in response.headers
         or control & _UNSHARED
-        or "*" in response.headers.get("vary", "")
+        or "*" in "".join(response.headers.getlist("vary"))
     ):
         return None
     headers = tuple(
@@ -145,6 +146,7 @@ def cache_control(remaining: float, *, public: bool, most: float | None) -> str:
     return f"{whose}, max-age={reusable}" if reusable else f"{whose}, no-cache"
 
 
+@lru_cache
 def cache_status(**parameters: str | int | bool) -> str:
     """``Cache-Status`` of this cache: ``hit=True, ttl=42``, or ``fwd="uri-miss"``."""
     given = {

@@ -74,7 +74,7 @@ class Portal:
         self._runtime = runtime
         self._name = name
         self._drain = drain
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._thread: PortalThread | None = None
         self._closed = self._spent = False
         _portals.add(self)
@@ -146,23 +146,15 @@ class Portal:
                 if (failure := await asyncio.wrap_future(left)) is not None:
                     raise failure
 
-        call, failure = Call(thread, hold), None
-        try:
-            thread.submit(call)
+        failure = None
+        with thread.begun(hold) as call:
             value = _entered(entered, call)
-        except BaseException:
-            call.end()
-            raise
-        try:
-            yield value
-        except BaseException as error:
-            failure = error
-        try:
+            try:
+                yield value
+            except BaseException as error:
+                failure = error
             told = _told(left, failure)
             call.result()
-        except BaseException:
-            call.end()
-            raise
         if failure is not None and not told:
             raise failure
 
@@ -175,14 +167,21 @@ class Portal:
     def close(self) -> None:
         """Refuse further calls, let those under way end, or cancel them, and leave the scope.
 
-        Raises what leaving the scope raises. Closed once, the portal stays closed.
+        Raises what leaving the scope raises, and ``ConfigurationError`` in a call of the portal
+        itself. Closed once, the portal stays closed.
         """
+        thread = self._thread
+        if thread is not None and thread.is_current:
+            raise ConfigurationError(
+                f"portal {self._name!r} was closed by a call that runs in it, which would wait "
+                "for its own end; close it in another thread"
+            )
         with self._lock:
             self._closed = True
-            thread, self._thread = self._thread, None
-        atexit.unregister(self._at_exit)
+            thread = self._thread
         if thread is not None:
             thread.close(self._drain)
+        atexit.unregister(self._at_exit)
 
     def __enter__(self) -> Self:
         self.open()
@@ -207,9 +206,9 @@ class Portal:
             thread = self._thread
         try:
             thread.wait_until_open()
-        except Exception as error:
+        except BaseException as error:
             with self._lock:
-                if self._thread is thread:
+                if self._thread is thread and thread.ended:  # not where only waiting was broken off
                     self._thread = None
             if isinstance(error, ForzeError):  # the threads that waited share it
                 raise error.again() from error
@@ -232,7 +231,7 @@ class Portal:
 
     def _forked(self) -> None:
         """In the child: neither the lock nor the thread came along."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         if self._thread is not None:
             _inherited.append(self._thread)
             self._thread, self._spent = None, True
@@ -252,7 +251,7 @@ if hasattr(os, "register_at_fork"):
 
 def _entered(entered: Future[T], call: Call[None]) -> T:
     """What the block was entered with; raises what prevented it."""
-    call.on_end(lambda: entered.done() or entered.cancel())
+    call.add_done_callback(lambda _: entered.cancel())
     try:
         return entered.result()
     except CancelledError:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from contextvars import Context, copy_context
 from datetime import timedelta
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from forze.application.contracts.tenancy import TRAVELLING
 from forze.application.execution.context import ExecutionContext
@@ -26,91 +27,67 @@ _ENDING_SECONDS = 5.0
 """How long a cancelled call is waited for; what refuses to end is left to itself."""
 
 
-class Call(Generic[T]):
-    """One call under way, as the thread that waits for it sees it."""
+class Call(Future[T]):
+    """One call under way: a future for the thread that waits for it, a task in the loop."""
 
-    def __init__(self, thread: PortalThread, work: Callable[[], Awaitable[T]]) -> None:
-        self._thread = thread
+    def __init__(self, work: Callable[[], Awaitable[T]]) -> None:
+        super().__init__()
+        self.task: asyncio.Task[None] | None = None
         self._work = work
-        self._outcome: Future[T] = Future()
-        self._task: asyncio.Task[None] | None = None
-        self.context = _travelling()
-
-    @property
-    def answered(self) -> bool:
-        """Whether it has ended by itself, with a result or an exception."""
-        return self._outcome.done() and not self._outcome.cancelled()
-
-    def ended_within(self, timeout: timedelta | None) -> bool:
-        """Wait for its end; whether it came in time."""
-        seconds = None if timeout is None else timeout.total_seconds()
-        return bool(wait([self._outcome], seconds).done)
-
-    def result(self) -> T:
-        """Wait for it: its result, or what it raised."""
-        return self._outcome.result()
-
-    def end(self) -> None:
-        """Cancel it, unless it has ended, and wait until it has."""
-        if self._outcome.done():
-            return
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and the call with it
-            self._thread.loop.call_soon_threadsafe(self._cancel)
-        wait([self._outcome], _ENDING_SECONDS)
-
-    def on_end(self, told: Callable[[], object]) -> None:
-        """Call ``told`` when it has ended, or now."""
-        self._outcome.add_done_callback(lambda _: told())
-
-    # -- in the loop ---------------------------------------------------------
+        self._context = _travelling()
 
     def begin(self) -> asyncio.Task[None]:
-        """Start it."""
-        self._task = asyncio.get_running_loop().create_task(self._run(), context=self.context)
-        self._task.add_done_callback(lambda _: self.refuse())
-        return self._task
+        """Start it, in the loop."""
+        self.task = asyncio.get_running_loop().create_task(self._run(), context=self._context)
+        return self.task
 
     def refuse(self, error: Exception | None = None) -> None:
         """It ends without an outcome of its own, unless it has one."""
-        if self._outcome.done():
+        if self.done():
             return
         if error is not None:
-            self._outcome.set_exception(error)
-        elif self._outcome.cancel():
-            self._outcome.set_running_or_notify_cancel()
+            self.set_exception(error)
+        elif self.cancel():
+            self.set_running_or_notify_cancel()
 
     async def _run(self) -> None:
         try:
-            self._outcome.set_result(await self._work())
+            self.set_result(await self._work())
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # SystemExit, too: it is the caller's, not the thread's
-            self._outcome.set_exception(error)
-
-    def _cancel(self) -> None:
-        if self._task is None:  # given up before it was handed over
-            self.refuse()
-        else:
-            self._task.cancel()
+            self.set_exception(error)
+            del self  # the exception holds this frame: a cycle for the collector otherwise
 
 
 class PortalThread:
     """One opening of a portal; what it raised at its end is raised by :meth:`close`."""
 
-    loop: asyncio.AbstractEventLoop
     context: ExecutionContext
 
     def __init__(self, runtime: ExecutionRuntime, name: str) -> None:
         self._runtime = runtime
         self.name = name
+        self._loop = asyncio.new_event_loop()
+        self._scope_task: asyncio.Task[Any] | None = None
+        self._drain: asyncio.Future[timedelta] = self._loop.create_future()
         self._opened: Future[None] = Future()
         self._ended: Future[None] = Future()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._calls: set[Call[Any]] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._drain: asyncio.Future[timedelta] | None = None
         # A daemon, for the interpreter waits for other threads before it calls atexit's functions.
-        threading.Thread(target=self._serve, name=name, daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it takes no more calls."""
+        return self._ended.done()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this code runs in it."""
+        return threading.current_thread() is self._thread
 
     def wait_until_open(self) -> None:
         """Return when the scope is open; raises what entering it raised."""
@@ -118,82 +95,105 @@ class PortalThread:
 
     def perform(self, work: Callable[[], Awaitable[T]], timeout: timedelta | None = None) -> T:
         """What ``work`` returns, done in the loop. Whatever interrupts waiting ends it first."""
-        call = Call(self, work)
-        try:
-            self.submit(call)
-            in_time = call.ended_within(timeout)
-        finally:
-            call.end()
-        if timeout is not None and not (in_time or call.answered):
+        seconds = None if timeout is None else timeout.total_seconds()
+        with self.begun(work) as call:
+            in_time = bool(wait([call], seconds).done)
+        if timeout is not None and not in_time and (call.cancelled() or not call.done()):
             raise CallTimeout(policy=self.name, timeout=timeout)
-        return call.result()
+        try:
+            return call.result()
+        finally:
+            del call  # as in Call._run
 
-    def submit(self, call: Call[Any]) -> None:
-        """Have ``call`` done in the loop."""
+    @contextmanager
+    def begun(self, work: Callable[[], Awaitable[T]]) -> Iterator[Call[T]]:
+        """``work`` under way in the loop; with the block it ends, or is cancelled."""
+        call = Call(work)
+        try:
+            self._submit(call)
+            yield call
+        finally:
+            if not call.done():
+                with contextlib.suppress(RuntimeError):  # the loop has ended, and the call with it
+                    self._loop.call_soon_threadsafe(self._cancel, call)
+                wait([call], _ENDING_SECONDS)
+
+    def close(self, drain: timedelta) -> None:
+        """Let calls end within ``drain``, cancel the rest, leave the scope, end the thread.
+
+        A start under way is given as much. Waits for the end, also if another thread closes it.
+        """
+        with contextlib.suppress(RuntimeError):  # it has ended
+            self._loop.call_soon_threadsafe(self._leave, drain)
+        self._ended.result()
+
+    def _submit(self, call: Call[Any]) -> None:
         with self._lock:
-            if self._ended.done():
+            if self.ended:
                 call.refuse()
                 raise self._closed()
             self._calls.add(call)
-        call.on_end(lambda: self._calls.discard(call))
         with contextlib.suppress(RuntimeError):  # ended this moment: refused with what is left
-            self.loop.call_soon_threadsafe(self._begin, call)
-
-    def close(self, drain: timedelta) -> None:
-        """Let calls end within ``drain``, cancel the rest, leave the scope, end the thread."""
-
-        def leave() -> None:
-            assert self._drain is not None
-            if not self._drain.done():
-                self._drain.set_result(drain)
-
-        with contextlib.suppress(Exception):
-            self._opened.result()
-        with contextlib.suppress(RuntimeError, AttributeError):
-            self.loop.call_soon_threadsafe(leave)
-        self._ended.result()
+            self._loop.call_soon_threadsafe(self._begin, call)
 
     # -- in the thread -------------------------------------------------------
 
     def _serve(self) -> None:
         failure: BaseException | None = None
         try:
-            with asyncio.Runner() as runner:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
                 runner.run(self._scope())
+        except asyncio.CancelledError:  # while it started
+            failure = self._closed()
         except BaseException as error:
             failure = error
         with self._lock:
-            if not self._opened.done():
-                self._opened.set_exception(failure or self._closed())
-                failure = None
-            if failure is None:
+            if failure is None or not self._opened.done():
                 self._ended.set_result(None)
             else:
                 self._ended.set_exception(failure)
             left = tuple(self._calls)
+        if not self._opened.done():
+            self._opened.set_exception(failure or self._closed())
         for call in left:
             call.refuse(self._closed())
 
     async def _scope(self) -> None:
-        self.loop = asyncio.get_running_loop()
-        self._drain = self.loop.create_future()
+        self._scope_task = asyncio.current_task()
         async with self._runtime.scope() as self.context:
             self._opened.set_result(None)
             drain = await self._drain
-            if self._tasks:
-                await asyncio.wait(self._tasks, timeout=drain.total_seconds())
-            for task in self._tasks:
+            tasks = [call.task for call in tuple(self._calls) if call.task is not None]
+            if tasks:
+                await asyncio.wait(tasks, timeout=drain.total_seconds())
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _leave(self, drain: timedelta) -> None:
+        if not self._drain.done():
+            self._drain.set_result(drain)
+            self._loop.call_later(drain.total_seconds(), self._give_up_starting)
+
+    def _give_up_starting(self) -> None:
+        if self._scope_task is not None and not self._opened.done():
+            self._scope_task.cancel()
 
     def _begin(self, call: Call[Any]) -> None:
-        assert self._drain is not None
         if self._drain.done():
-            call.refuse(self._closed())
-            return
-        task = call.begin()
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            self._answer(call, self._closed())
+        else:
+            call.begin().add_done_callback(lambda _: self._answer(call))
+
+    def _cancel(self, call: Call[Any]) -> None:
+        if call.task is None:  # given up before it was handed over
+            self._answer(call)
+        else:
+            call.task.cancel()
+
+    def _answer(self, call: Call[Any], error: Exception | None = None) -> None:
+        call.refuse(error)
+        self._calls.discard(call)
 
     def _closed(self) -> ConfigurationError:
         return ConfigurationError(f"portal {self.name!r} is closed; make another one")

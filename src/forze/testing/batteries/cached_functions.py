@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
 from forze.application.contracts.cache import CacheSpec, L1Spec
 from forze.application.execution import ExecutionContext
 from forze.application.integrations.cached import CachedFunction, cached
-from forze.errors import ForzeError, TenantRequired
+from forze.errors import ConfigurationError, ForzeError, TenantRequired
 from forze.testing.batteries.legs import (
     CACHE,
     PATIENCE,
@@ -353,3 +353,94 @@ class CachedFailures:
         assert used[:1] == ["one"]
         assert await asyncio.gather(*others) == [10] * 3
         assert used == ["one", "two"]
+
+    async def test_what_was_lent_by_a_caller_who_left_before_the_run_is_not_used(
+        self, cache_leg: CacheLeg
+    ) -> None:
+        shop = Shop()
+        used: list[str] = []
+
+        def lent(ctx: ExecutionContext) -> Any:
+            async def price(product: int, session: str) -> Any:
+                used.append(session)
+                return await shop.price(product)
+
+            return cached(TTL, ctx=lambda: ctx, cache=CACHE, name="lent", ignore="session")(price)
+
+        here, there = lent(cache_leg.ctx), lent(cache_leg.other)
+        shop.hold()
+        shop.fails = True
+        elsewhere = asyncio.create_task(there(1, "elsewhere"))
+        await shop.read.wait()
+        first = asyncio.create_task(here(1, "one"))
+        assert await waits(first)
+        second = asyncio.create_task(here(1, "two"))
+        assert await waits(second)
+        assert await cancelled(first)
+        shop.go.set()
+        with refused(ForzeError):
+            await elsewhere
+        with refused(ForzeError):
+            await second
+        assert used == ["elsewhere", "two"]
+
+    async def test_what_is_lent_is_refreshed_with_before_its_caller_goes_on(
+        self, cache_leg: CacheLeg
+    ) -> None:
+        shop, ctx = Shop(), cache_leg.ctx
+        open_sessions = {"one"}
+
+        async def price(product: int, session: str) -> Any:
+            found = await shop.price(product)
+            assert session in open_sessions
+            return found
+
+        eager = replace(EAGER, early_refresh_background=True)
+        lent: Any = cached(TTL, ctx=lambda: ctx, cache=eager, ignore="session")(price)
+        assert await lent(1, "one") == 10
+        shop.prices[1] = 11
+        assert await lent(1, "one") == 11
+        open_sessions.clear()
+        assert lent.stats().refreshes == 1
+        assert lent.stats().refresh_failures == 0
+
+    async def test_a_call_within_itself_fails(self, cache_leg: CacheLeg) -> None:
+        ctx, calls = cache_leg.ctx, 0
+
+        async def down(n: int) -> int:
+            nonlocal calls
+            calls += 1
+            return n if n < 2 else await shorter(n - 1) + await shorter(n - 2)
+
+        async def round_about(n: int) -> int:
+            return await (back(n) if n else shorter(0))
+
+        async def return_trip(n: int) -> int:
+            return await around(n)
+
+        decorate = cached(TTL, ctx=lambda: ctx, cache=CACHE)
+        shorter, around, back = map(decorate, (down, round_about, return_trip))
+        assert await shorter(20) == 6765
+        assert calls == 21
+        assert await around(0) == 0
+        async with asyncio.timeout(PATIENCE.total_seconds()):
+            with refused(ConfigurationError):
+                await around(1)
+
+    async def test_a_large_value_outdated_by_a_tag_is_loaded_once_in_the_fleet(
+        self, cache_leg: CacheLeg
+    ) -> None:
+        shop = Shop(prices={1: LARGE})
+        both = [shop.cached(cache_leg.ctx), shop.cached(cache_leg.other)]
+        for each in both:
+            await each(1)
+        shop.prices[1] = LARGE + "y"
+        await cache_leg.ctx.invalidate_tags("prices", cache=CACHE)
+        shop.hold()
+        calls = [asyncio.create_task(each(1)) for each in both]
+        await shop.read.wait()
+        await asyncio.sleep(0.1)
+        shop.go.set()
+        assert await asyncio.gather(*calls) == [LARGE + "y"] * 2
+        assert [await each(1) for each in both] == [LARGE + "y"] * 2
+        assert shop.runs == 2

@@ -12,10 +12,21 @@ import string
 import types
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import is_dataclass
 from enum import Enum
 from hashlib import sha256
-from typing import Annotated, Any, Final, Literal, TypeAlias, Union, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    TypeAlias,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -160,6 +171,20 @@ def _ignored(
 def _is_context(kind: type) -> bool:
     """Whether this is an execution context: it is of the process, and never of a value."""
     return kind.__module__.startswith("forze.") and hasattr(kind, "spawn")
+
+
+def hints_of(
+    function: Callable[..., Any], local: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The annotations, but for those that name something which is not (yet) there."""
+    target = inspect.unwrap(function)
+    known = {**getattr(target, "__globals__", {}), **(local or {})}
+    hints: dict[str, Any] = {}
+    for name, annotation in getattr(target, "__annotations__", {}).items():
+        one = types.SimpleNamespace(__annotations__={name: annotation})
+        with suppress(NameError):
+            hints |= get_type_hints(one, known, include_extras=True)
+    return hints
 
 
 def bare(hint: Any) -> Any:

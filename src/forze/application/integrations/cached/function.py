@@ -32,11 +32,10 @@ from typing import (
     TypeAlias,
     TypeVar,
     cast,
-    get_type_hints,
 )
 
 from forze.application.contracts.cache import CACHED, CachePort, CacheSpec
-from forze.application.integrations.cached.arguments import Arguments, Ignore, Tag
+from forze.application.integrations.cached.arguments import Arguments, Ignore, Tag, hints_of
 from forze.application.integrations.cached.canonical import canonical
 from forze.application.integrations.cached.ports import (
     BoundFunction,
@@ -133,37 +132,34 @@ class Described(Generic[T]):
         self._condition = condition
         self._local = local
         self._codec: ValueCodec[T] | None = None
-        hints = self._resolve() or {}
+        hints = self._resolve()
         self.arguments = Arguments(function, where, hints=hints, ignore=ignore, key=key, tags=tags)
         self.tagged = bool(tags)
         self.lends = self.arguments.lends()
         self._beside: bytes | None = None
 
-    def _resolve(self) -> dict[str, Any] | None:
-        """The annotations, and with them the codec; None while a name in them is not known yet."""
-        try:
-            hints = get_type_hints(self._function, localns=dict(self._local), include_extras=True)
-        except NameError:
-            return None
-        self._codec = ValueCodec(
-            hints.get("return", Any),
-            f"cached function {self.name}",
-            condition=self._condition,
-        )
-        self._local = {}  # of the frame it was decorated in, which must not live on
+    def _resolve(self) -> dict[str, Any]:
+        """The annotations, and the codec unless what is returned is not known yet."""
+        hints = hints_of(self._function, self._local)
+        if "return" in hints or "return" not in inspect.unwrap(self._function).__annotations__:
+            returned = hints.get("return", Any)
+            where = f"cached function {self.name}"
+            self._codec = ValueCodec(returned, where, condition=self._condition)
+            self._local = {}  # of the frame it was decorated in, which must not live on
         return hints
 
     @property
     def codec(self) -> ValueCodec[T]:
         """How values become bodies; raises ``ConfigurationError`` if the annotation names
         nothing."""
-        if self._codec is None and self._resolve() is None:
+        if self._codec is None:
+            self._resolve()
+        if self._codec is None:
             raise ConfigurationError(
-                f"cached function {self.name}: its annotations name something that is not there; "
-                "define (or import) it in the function's module",
+                f"cached function {self.name}: its return annotation names something that is not "
+                "there; define (or import) it in the function's module",
                 name=self.name,
             )
-        assert self._codec is not None
         return self._codec
 
     def call(
