@@ -64,10 +64,9 @@ PUBLIC = {
     "forze_fastapi": (
         "BodyLimit ContextDep FreshRequests HTTPProblem HealthProbe "
         "IdempotencyFeature Problem RateLimit ResponseHeaders TenantHeader "
-        "attach_document_endpoints "
-        "attach_health attach_metrics bind_request cached_response caller console context_of open_to_everyone "
-        "problem_response "
-        "problem_responses register_exception_handlers runtime_lifespan"
+        "attach_document_endpoints attach_health attach_metrics bind_request cached_response "
+        "caller console context_of open_to_everyone problem_response problem_responses "
+        "register_exception_handlers runtime_lifespan"
     ),
     "forze_memory": "MemoryDepsModule",
     "forze_postgres": (

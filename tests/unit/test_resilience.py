@@ -687,10 +687,10 @@ async def test_nobody_who_was_cancelled_in_the_line_is_given_a_place() -> None:
 async def test_no_place_is_lost_whoever_is_cancelled_when() -> None:
     dice = random.Random(5)
     for _ in range(150):
-        await _rush(dice, Bulkhead(dice.randint(1, 3), dice.randint(0, 5)))
+        await _check_a_rush(dice, Bulkhead(dice.randint(1, 3), dice.randint(0, 5)))
 
 
-async def _rush(dice: random.Random, bulkhead: Bulkhead) -> None:
+async def _check_a_rush(dice: random.Random, bulkhead: Bulkhead) -> None:
     """Callers come, stay for a few turns, run out of patience or are cancelled, at random."""
     places = bulkhead._places
     inside = 0

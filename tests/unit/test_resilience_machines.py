@@ -148,8 +148,8 @@ def test_the_sum_is_that_of_the_buckets_on_every_edge(seconds: float) -> None:
     window = Window(seconds)
     for bucket in range(200):
         edge = bucket * (seconds / BUCKETS)
-        for now in (nextafter(edge, -inf), edge, edge, nextafter(edge, inf)):
-            window.add(True, False, now)
+        for at in (nextafter(edge, -inf), edge, edge, nextafter(edge, inf)):
+            window.add(True, False, at)
         assert window.total.calls <= 4 * BUCKETS
     assert window.total == window.at(199 * (seconds / BUCKETS))
 
