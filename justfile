@@ -29,7 +29,7 @@ demo name="main": _setup
     echo "just demo: there is no '$1'; there are the recipes" $recipes "and the steps of cache_reads:" $steps >&2
     exit 2
 
-# A shop with two replicas, a worker and customers, on servers of its own: --seconds 30, --chaos, --stay
+# A shop with two replicas, a worker and customers, on its own servers: --seconds 30, --chaos, --stay
 shop *args: _setup
     @cd "{{ justfile_directory() }}/examples/shop" && exec "{{ python }}" main.py "$@"
 

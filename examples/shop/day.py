@@ -46,8 +46,8 @@ async def trade(shop: Stage, asked: Namespace) -> bool:
         async with asyncio.TaskGroup() as group:
             group.create_task(show(score, customers))
             group.create_task(customers.watch_the_console())
-            for _ in range(asked.customers):
-                group.create_task(customers.shop())
+            for number in range(asked.customers):
+                group.create_task(customers.shop(buys=number % 2 == 0))
             if asked.chaos:
                 await chaos(shop, score)
             await asyncio.sleep(score.seconds - score.elapsed)

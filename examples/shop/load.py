@@ -98,14 +98,14 @@ class Customers:
         """Customers who left before they were told whether their order was placed."""
         self.welcome = True
 
-    async def shop(self, thinks: float = THINKS_SECONDS) -> None:
-        """One customer, for as long as it is welcome."""
+    async def shop(self, *, buys: bool = True, thinks: float = THINKS_SECONDS) -> None:
+        """One customer, for as long as it is welcome; some only look around."""
         me = f"customer-{uuid4().hex[:8]}"
         habits: dict[Callable[[str], Awaitable[None]], int] = {
             self.browse: 60,
             self.look_closely: 20,
             self.search: 4,
-            self.order: 10,
+            self.order: 20 if buys else 0,
             self.follow: 4,
             self.check_the_bill: 4,
             self.reprice: 1,

@@ -116,7 +116,7 @@ def giving(ctx: ExecutionContext, kind: Any, value: Any, **options: Any) -> Any:
     return cached(MINUTE, ctx=lambda: ctx, name="give", **options)(give)
 
 
-@pytest.mark.parametrize(("kind", "value"), ROUND_TRIPS, ids=repr)
+@pytest.mark.parametrize(("kind", "value"), ROUND_TRIPS)
 @pytest.mark.parametrize("cache", ["remote", "in process"])
 async def test_it_comes_back_as_it_was(
     ctx: ExecutionContext, kind: Any, value: Any, cache: str
@@ -133,7 +133,7 @@ async def test_it_comes_back_as_it_was(
     assert give.stats().source_reads == 1
 
 
-@pytest.mark.parametrize(("kind", "value"), LOST, ids=repr)
+@pytest.mark.parametrize(("kind", "value"), LOST)
 async def test_what_would_come_back_as_another_is_not_kept(
     ctx: ExecutionContext, kind: Any, value: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

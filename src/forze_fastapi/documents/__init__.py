@@ -6,6 +6,7 @@
 - ``listing``, ``filters``: lists, by the query parameters of a URL.
 - ``bodies``, ``signature``, ``openapi``: what FastAPI is told, and tells callers.
 - ``route``, ``strict_json``: the class of the routes, and the JSON it accepts.
+- ``exact``: values that are what their schema says.
 """
 
 from forze_fastapi.documents.endpoints import attach_document_endpoints

@@ -13,7 +13,7 @@ models of one name would give both longer ones.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, create_model
@@ -22,6 +22,8 @@ from pydantic_core import CoreSchema
 
 from forze.domain.models import CreateDocumentCmd, ReadDocument
 from forze_fastapi.documents.exact import Exact, Revision
+
+_Named: TypeAlias = Revision | SkipJsonSchema[None]
 
 ABOUT_REV: Final = "The `rev` that the change is made on top of; a later one is a conflict."
 
@@ -36,7 +38,7 @@ def update_body(command: type[BaseModel]) -> type[BaseModel]:
     if "rev" in command.model_fields:
         return _body(command, Exact)
     rev = Field(default=None, description=ABOUT_REV)
-    return _body(command, _Change, rev=(Revision | SkipJsonSchema[None], rev))
+    return _body(command, _Change, rev=(_Named, rev))
 
 
 def page_of(read: type[ReadDocument], *, frozen: bool) -> type[BaseModel]:

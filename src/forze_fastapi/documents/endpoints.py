@@ -192,7 +192,9 @@ def _refuse_taken(routes: APIRouter, where: str, options: EndpointOptions) -> No
     """Refuse to be where documents of another kind are: they would never be asked for."""
     wanted = {(routes.prefix + _path(where, op), _METHODS[op]) for op in options.operations}
     for each in routes.routes:
-        if isinstance(each, DocumentRoute) and wanted & {(each.path, m) for m in each.methods}:
+        if isinstance(each, DocumentRoute) and any(
+            (each.path, method) in wanted for method in each.methods or ()
+        ):
             raise ConfigurationError(
                 f"attach_document_endpoints, document {options.document.name!r}: the router has "
                 f"{each.name} at {each.path} already; give each of them a prefix= of its own",

@@ -59,9 +59,9 @@ class Portal:
     here, with its traceback. An exception that interrupts the waiting thread (Ctrl-C, a task's
     time limit) cancels the call, and goes on when that has ended.
 
-    ``drain`` is what calls under way are given when the portal is closed. It is closed with the
-    interpreter at the latest; where a process ends without ``atexit``, as Celery's workers do,
-    call :meth:`close`.
+    ``drain`` is what calls under way, or a start, are given when the portal is closed. It is closed
+    with the interpreter at the latest; where a process ends without ``atexit``, as Celery's workers
+    do, call :meth:`close`.
     """
 
     def __init__(
@@ -87,7 +87,8 @@ class Portal:
     ) -> T:
         """``await function(ctx, *args)`` in the portal; what it returns.
 
-        After ``timeout`` it is cancelled, which raises ``CallTimeout`` when that has ended.
+        After ``timeout`` it is cancelled, which raises ``CallTimeout`` when that has ended; the
+        start that a first call waits for is not counted.
         Raises ``ConfigurationError`` in a thread with a running event loop, and after
         :meth:`close`; ``concurrent.futures.CancelledError`` where the call was cancelled.
         """
@@ -170,15 +171,14 @@ class Portal:
         Raises what leaving the scope raises, and ``ConfigurationError`` in a call of the portal
         itself. Closed once, the portal stays closed.
         """
-        thread = self._thread
-        if thread is not None and thread.is_current:
-            raise ConfigurationError(
-                f"portal {self._name!r} was closed by a call that runs in it, which would wait "
-                "for its own end; close it in another thread"
-            )
         with self._lock:
-            self._closed = True
             thread = self._thread
+            if thread is not None and thread.is_current:
+                raise ConfigurationError(
+                    f"portal {self._name!r} was closed by a call that runs in it, which would wait "
+                    "for its own end; close it in another thread"
+                )
+            self._closed = True
         if thread is not None:
             thread.close(self._drain)
         atexit.unregister(self._at_exit)
