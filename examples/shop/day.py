@@ -39,7 +39,11 @@ def a_day(asked: Namespace) -> int:
 
 async def trade(shop: Stage, asked: Namespace) -> bool:
     """Customers for a while, then the books; whether all is well."""
-    async with clients(shop.addresses, shop.console_token, asked.customers) as replicas:
+    async with (
+        clients(shop.addresses, shop.console_token, asked.customers) as replicas,
+        asyncio.TaskGroup() as beside,
+    ):
+        supervisor = beside.create_task(supervise(shop))
         products = await stock_up(replicas)
         score = Score(asked.seconds)
         customers = Customers(replicas, products, score)
@@ -58,7 +62,17 @@ async def trade(shop: Stage, asked: Namespace) -> bool:
             shop.tell_logs()
         if asked.stay:
             await stay(shop, customers)
+        supervisor.cancel()
     return good
+
+
+async def supervise(shop: Stage) -> None:
+    """Start the worker and its clock again where they have ended, as an init system would: not
+    each loss of its broker is survived by Celery."""
+    while True:
+        for each in (shop.worker, shop.clock):
+            await asyncio.to_thread(each.start)
+        await asyncio.sleep(0.5)
 
 
 async def chaos(shop: Stage, score: Score) -> None:
@@ -80,14 +94,16 @@ async def chaos(shop: Stage, score: Score) -> None:
 
 
 async def stay(shop: Stage, customers: Customers) -> None:
-    """A customer now and then, until Ctrl-C."""
+    """A customer now and then, until Ctrl-C; they finish what they have begun."""
     console.print("\nopen until Ctrl-C, with a customer now and then", style="bold")
     tell_addresses(shop)
     customers.welcome = True
-    with suppress(asyncio.CancelledError):
-        async with asyncio.TaskGroup() as group:
-            for _ in range(2):
-                group.create_task(customers.shop(thinks=0.2))
+    async with asyncio.TaskGroup() as group:
+        for _ in range(2):
+            group.create_task(customers.shop(thinks=0.2))
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        customers.welcome = False
 
 
 async def show(score: Score, customers: Customers) -> None:

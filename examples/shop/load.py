@@ -141,15 +141,15 @@ class Customers:
         """What the payment provider has charged; it may not answer."""
         if self.orders:
             order = random.choice(self.orders[-50:])
-            await self._read(f"/orders/{order}/bill", me, excused={503})
+            await self._read(f"/orders/{order}/bill", me, excused={503, 504})
 
     async def search(self, me: str) -> None:
         """Two pages of a search that stands still. It is kept in Valkey: it may have to wait for
         it, or to begin anew where it is gone."""
         query = f"/products?category={random.choice(CATEGORIES)}&sort=price&limit=10"
-        answer = await self._read(query, me, excused={429, 503})
+        answer = await self._read(query, me, excused={429, 503, 504})
         if answer is not None and (cursor := answer.json()["next_cursor"]):
-            await self._read(f"{query}&cursor={cursor}", me, excused={410, 429, 503})
+            await self._read(f"{query}&cursor={cursor}", me, excused={410, 429, 503, 504})
 
     async def order(self, me: str) -> None:
         """Order something, and now and then press the button twice."""
@@ -226,17 +226,18 @@ class Customers:
 
     async def _place(self, key: str, wanted: Any, me: str) -> Answer:
         """An order under its key, again for as long as it is told to come back: that is safe."""
-        headers = {"Idempotency-Key": key}
+        headers, broken = {"Idempotency-Key": key}, False
         for _ in range(ATTEMPTS):
+            broken |= bool(self._score.event)  # a claim that was lost then holds the key up longer
             answer = await self._send("POST", "/orders", me, json=wanted, headers=headers)
             status = 503 if answer is None else answer.status_code
             hint = None if answer is None else answer.headers.get("Retry-After")
             if status == 201 or (status == 409 and hint is None):
                 self._score.counts["sold out"] += status == 409
                 return answer
-            if status not in (409, 503):
+            if status not in (409, 503, 504):
                 break
-            self._score.come_back()
+            self._score.come_back(excused=broken)
             await asyncio.sleep(min(float(hint or 1), 0.25))
         self._score.failed("POST", "/orders", answer)
         return None

@@ -49,10 +49,10 @@ class Score:
         said = "no answer" if answer is None else f"{answer.status_code} {answer.text}"
         self.failures.append(f"{method} {path}: {said}")
 
-    def come_back(self) -> None:
-        """Somebody was told to come back."""
+    def come_back(self, *, excused: bool = False) -> None:
+        """Somebody was told to come back; without need, unless something is broken."""
         self.counts["come back"] += 1
-        self.counts["without need"] += not self.event
+        self.counts["without need"] += not (self.event or excused)
 
     def behind(self, for_ms: float) -> None:
         """A catalogue read was older than a write that had been acknowledged for so long."""

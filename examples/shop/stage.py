@@ -145,7 +145,7 @@ def _together(act: Callable[[Server], object], *servers: Server) -> None:
         except KeyboardInterrupt:  # nobody waits for what is starting, or slow to stop
             for each in servers:
                 with suppress(ForzeError, ProcessLookupError):
-                    os.kill(each.pid, signal.SIGKILL)
+                    os.killpg(each.pid, signal.SIGKILL)  # each leads a group of its own
             raise
 
 

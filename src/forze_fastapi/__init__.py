@@ -1,5 +1,14 @@
 """forze in a FastAPI application: lifespan, document endpoints, idempotency, limits, caching."""
 
+try:
+    import fastapi as _fastapi  # noqa: F401
+    import http_sf as _http_sf  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"forze_fastapi needs {error.name}, of an extra: pip install 'forze[fastapi]'",
+        name=error.name,
+    ) from error
+
 from forze_fastapi.binding import TenantHeader, bind_request
 from forze_fastapi.body_limit import BodyLimit
 from forze_fastapi.console import console, open_to_everyone

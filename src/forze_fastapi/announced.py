@@ -29,7 +29,7 @@ def add_announced(app: FastAPI, document: dict[str, Any], problem: str) -> None:
             continue
         for announced in _announced(dependant):
             for method in route.methods or ():
-                _add(operations.get(method.lower()), announced, problem)
+                _add(operations.get(method.lower()), _answers_to(method, announced), problem)
 
 
 def _routes(app: FastAPI) -> Iterable[Any]:
@@ -44,6 +44,13 @@ def _announced(dependant: Dependant) -> Iterator[Responses]:
         if responses is not None:
             yield responses
         yield from _announced(each)
+
+
+def _answers_to(method: str, announced: Responses) -> Responses:
+    """Without the 304 that only GET and HEAD may have."""
+    if method in ("GET", "HEAD"):
+        return announced
+    return {status: each for status, each in announced.items() if status != 304}
 
 
 def _add(operation: dict[str, Any] | None, announced: Responses, problem: str) -> None:

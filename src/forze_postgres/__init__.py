@@ -1,5 +1,13 @@
 """PostgreSQL for forze: documents and transactions."""
 
+try:
+    import asyncpg as _asyncpg  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"forze_postgres needs {error.name}, of an extra: pip install 'forze[postgres]'",
+        name=error.name,
+    ) from error
+
 from forze_postgres.client import PostgresClient, PostgresClientDepKey, PostgresHealth
 from forze_postgres.config import PostgresConfig
 from forze_postgres.document import PostgresDocumentStore

@@ -1,5 +1,14 @@
 """Redis and Valkey for forze: the client, caches, and their lifecycle."""
 
+try:
+    import hiredis as _hiredis  # noqa: F401
+    import redis as _redis  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"forze_redis needs {error.name}, of an extra: pip install 'forze[redis]'",
+        name=error.name,
+    ) from error
+
 from forze_redis.acl import acl_rules
 from forze_redis.circuit_breaker import RedisCircuitBreakerStore, redis_circuit_breaker_store
 from forze_redis.client import RedisClient, RedisClientDepKey, RedisHealth

@@ -138,6 +138,26 @@ def test_an_adapter_loads_no_other(adapter: str) -> None:
     assert not {name.partition(".")[0] for name in _loaded_by(f"import {adapter}")} & others
 
 
+@pytest.mark.parametrize(
+    ("package", "missing", "extra"),
+    [
+        ("forze_fastapi", "fastapi", "fastapi"),
+        ("forze_fastapi", "http_sf", "fastapi"),
+        ("forze_postgres", "asyncpg", "postgres"),
+        ("forze_redis", "hiredis", "redis"),
+        ("forze_redis", "redis", "redis"),
+    ],
+)
+def test_a_missing_extra_is_named(package: str, missing: str, extra: str) -> None:
+    hidden = f"import sys; sys.modules[{missing!r}] = None; import {package}"
+    done = subprocess.run(
+        [sys.executable, "-c", hidden], capture_output=True, text=True, check=False
+    )
+    said = done.stderr.splitlines()[-1]
+    assert f"{package} needs {missing}" in said
+    assert f"pip install 'forze[{extra}]'" in said
+
+
 def test_layers_hold() -> None:
     linter = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run(

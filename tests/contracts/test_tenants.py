@@ -165,6 +165,7 @@ def methods(ctx: ExecutionContext) -> dict[tuple[type, str], Callable[[], Awaita
             "invalidate": lambda: cache.invalidate("k"),
             "invalidate_many": lambda: cache.invalidate_many(["k"]),
             "delete": lambda: cache.delete("k"),
+            "invalidate_tags": lambda: cache.invalidate_tags("t"),
         },
         CounterPort: {
             "incr": counter.incr,
@@ -232,6 +233,7 @@ def methods(ctx: ExecutionContext) -> dict[tuple[type, str], Callable[[], Awaita
 
 NEEDS_NO_TENANT = {
     (CachePort, "pointers"),
+    (CachePort, "tags"),
     (IdempotencyPort, "scope"),
     (IdempotencyPort, "stats"),
     (DocumentQueryPort, "stats"),

@@ -1,4 +1,4 @@
-"""An application for several processes: one payment per key, ten calls an hour."""
+"""An application for several processes: one payment per key, ten calls an hour, one report."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from datetime import timedelta
 
 from fastapi import Depends, FastAPI
+from pydantic import BaseModel
 
 from forze.application.contracts.idempotency import IdempotencySpec
 from forze.application.contracts.resilience import RateLimitStrategy, ResiliencePolicy
@@ -19,6 +20,7 @@ from forze.application.execution import (
 from forze_fastapi import (
     IdempotencyFeature,
     RateLimit,
+    cached_response,
     register_exception_handlers,
     runtime_lifespan,
 )
@@ -33,6 +35,14 @@ from forze_redis import (
 SPEC = IdempotencySpec(name="payments", wait=timedelta(seconds=20))
 
 
+class Report(BaseModel):
+    run: int
+    colors: set[str] = {"red", "green", "blue"}
+    margin: int = 0
+    source: str = ""
+    author: str = ""
+
+
 def application(dsn: str | None = None) -> FastAPI:
     """On this server, or on the one that the environment names."""
     client = RedisClient()
@@ -40,7 +50,9 @@ def application(dsn: str | None = None) -> FastAPI:
     runtime = ExecutionRuntime(
         deps=DepsPlan.from_modules(
             RedisDepsModule(
-                client=client, idempotency=RedisIdempotencyConfig(namespace="test:payments")
+                client=client,
+                idempotency=RedisIdempotencyConfig(namespace="test:payments"),
+                caches={"cached": {"namespace": "test:reports"}},
             ),
             ResilienceDepsModule(
                 policies={"api": api},
@@ -64,5 +76,10 @@ def application(dsn: str | None = None) -> FastAPI:
 
     @app.get("/limited", dependencies=[Depends(RateLimit("api", ctx_dep=runtime.get_context))])
     async def limited() -> None: ...
+
+    @app.get("/report", response_model_exclude={"colors", "margin", "source", "author"})
+    @cached_response(60, ctx_dep=runtime.get_context)
+    async def report() -> Report:
+        return Report(run=await client.redis.incr("test:reports"))
 
     return app

@@ -257,6 +257,18 @@ async def test_it_stands_wherever_it_is_put(
             assert (await client.get("/shop/openapi.json")).json()["paths"] == {}
 
 
+async def test_it_answers_at_an_address_with_a_password_in_it(
+    one: Replica, signed_in_browser: BrowserContext
+) -> None:
+    """A browser asks nothing at an address that has one, so the page must leave it out."""
+    page = await signed_in_browser.new_page()
+    await page.goto(one.address.replace("//", f"//{USER}:{PASSWORD}@") + "/console/")
+    pulse = page.locator("#pulse", has_text="Live")
+    await pulse.wait_for(timeout=20_000)
+    assert await pulse.is_visible()
+    await page.close()
+
+
 async def test_the_page_is_shut_to_everything_else(one: Replica) -> None:
     async with signed_in(one) as client:
         page = await client.get("/")

@@ -417,9 +417,15 @@ def test_the_document_tells_of_problems_only() -> None:
     document = app.openapi()
     assert app.openapi() == document
     answers = document["paths"]["/a/{n}"]["get"]["responses"]
-    problem = {"schema": {"$ref": "#/components/schemas/Problem"}}
-    for status in ("404", "401", "422", "429"):
-        assert answers[status]["content"] == {"application/problem+json": problem}
+    problem = {"$ref": "#/components/schemas/Problem"}
+    kinds = {"404": "not-found", "401": None, "422": "validation", "429": "throttled"}
+    for status, kind in kinds.items():
+        (told,) = answers[status]["content"].items()
+        assert (told[0], told[1]["schema"]) == ("application/problem+json", problem)
+        shown = told[1]["example"]
+        assert shown["status"] == int(status)
+        assert shown.get("type") == (kind and f"urn:forze:problem:{kind}")
+    assert answers["422"]["content"]["application/problem+json"]["example"]["errors"]
     assert "urn:forze:problem:not-found" in answers["404"]["description"]
     assert set(answers["429"]["headers"]) == {"Retry-After"}
     assert set(document["components"]["schemas"]) == {"Problem", "InvalidInput"}

@@ -54,6 +54,15 @@ async def test_identical_posts_at_once_run_once(
     assert valkey.ask("GET", "test:runs") == b"$1\r\n3\r\n"
 
 
+async def test_what_one_process_has_made_is_a_hit_in_the_other(
+    valkey_dsn: str, other: Replica
+) -> None:
+    async with both(valkey_dsn, other) as pair, httpx.AsyncClient(timeout=30) as one:
+        answers = [await one.get(f"{each}/report") for each in pair]
+    assert [each.content for each in answers] == [b'{"run":1}'] * 2
+    assert "hit" in answers[1].headers["cache-status"]
+
+
 async def test_of_two_hundred_calls_at_once_ten_get_through(
     valkey_dsn: str, other: Replica
 ) -> None:

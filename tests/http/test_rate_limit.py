@@ -254,9 +254,9 @@ def test_openapi_says_it_all() -> None:
     for path, status in product(("/plain", "/both", "/costly/{units}"), ("429", "503")):
         refusal = app.openapi()["paths"][path]["get"]["responses"][status]
         assert refusal["headers"].keys() == {"Retry-After", "RateLimit-Policy", "RateLimit"}
-        assert refusal["content"] == {
-            "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
-        }
+        told = refusal["content"]["application/problem+json"]
+        assert told["schema"] == {"$ref": "#/components/schemas/Problem"}
+        assert told["example"]["status"] == int(status)
     assert "Problem" in app.openapi()["components"]["schemas"]
     open_to_failures = RateLimit("spot", strategy=RateLimitStrategy(permits=1))
     assert open_to_failures.responses.keys() == {429}

@@ -37,7 +37,12 @@ from forze.application.execution import (
 )
 from forze.errors import ConfigurationError
 from forze.testing.servers import ValkeyServer
-from forze_fastapi import bind_request, cached_response, runtime_lifespan
+from forze_fastapi import (
+    bind_request,
+    cached_response,
+    register_exception_handlers,
+    runtime_lifespan,
+)
 from forze_memory import MemoryDepsModule
 from forze_redis import RedisClient, RedisDepsModule, redis_lifecycle_step
 
@@ -385,6 +390,21 @@ async def test_a_304_costs_no_run_and_has_no_body(client: httpx.AsyncClient, sho
         answer = await client.get("/products/1", headers={"if-none-match": asked})
         assert (answer.status_code, answer.json()["id"]) == (200, 1)
     assert shop.runs == 1
+
+
+async def test_the_304_is_in_the_document() -> None:
+    app = FastAPI()
+    register_exception_handlers(app)
+
+    @app.get("/greeting")
+    @app.post("/greeting")
+    @cached_response(60)
+    async def greeting() -> str:
+        return "hello"
+
+    answers = app.openapi()["paths"]["/greeting"]
+    assert "304" in answers["get"]["responses"]
+    assert "304" not in answers["post"]["responses"]
 
 
 async def test_two_processes_answer_alike(valkey: ValkeyServer, valkey_dsn: str) -> None:

@@ -39,8 +39,7 @@ PASSED = "--tests-passed"
 LOADED_ONCE = ["pydantic", "asyncpg", "redis.asyncio.cluster", "redis.asyncio.sentinel", "hiredis",
                "uuid_utils.compat", "opentelemetry.sdk.metrics", "opentelemetry.sdk.trace",
                "fastapi", "httpx", "uvicorn"]  # fmt: skip
-PLAINLY = ("-qx", "-rfE", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist",
-           "-p", "no:schemathesis")  # fmt: skip
+PLAINLY = ("-qx", "-rfE", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, Final
 
 from fastapi import FastAPI
 
-from forze.errors import ForzeError
+from forze.errors import ForzeError, ValidationError
 from forze_fastapi.announced import add_announced
 from forze_fastapi.errors.mapping import kind_of
 from forze_fastapi.errors.problem import MEDIA_TYPE, Problem, phrase, type_of
@@ -16,7 +17,11 @@ _REFERENCE: Final = "#/components/schemas/"
 _SCHEMA: Final = Problem.model_json_schema(
     mode="serialization", ref_template=_REFERENCE + "{model}"
 )
+_OF_REQUESTS: Final = "What is wrong with the request, one by one"
 _OF_FASTAPI: Final = ("HTTPValidationError", "ValidationError")
+_NAMED: Final = re.compile(r"(?P<title>[^;`]+) \(`(?P<type>[^`]+)`\)")
+"""The first of the problems in a description."""
+
 _RETRIED: Final = frozenset({409, 429, 503})
 _RETRY_AFTER: Final = {
     "Retry-After": {
@@ -66,18 +71,19 @@ def _describe(document: dict[str, Any]) -> None:
     """Change a document in place; once more changes nothing."""
     schemas: dict[str, Any] = document.setdefault("components", {}).setdefault("schemas", {})
     ours = _name_in(schemas)
-    of_fastapi = {"$ref": _REFERENCE + _OF_FASTAPI[0]}
-    for response in _responses(document):
+    problem, of_fastapi = ({"$ref": _REFERENCE + name} for name in (ours, _OF_FASTAPI[0]))
+    for status, response in _responses(document):
         content = response.get("content", {})
         told = content.get("application/json", {})
-        schema = told.get("schema")
-        if schema == of_fastapi:
-            response["description"] = "What is wrong with the request, one by one"
-            told = {"schema": {"$ref": _REFERENCE + ours}}
-        elif schema != {"$ref": _REFERENCE + ours}:
-            continue
-        del content["application/json"]
-        content[MEDIA_TYPE] = {**told, **content.get(MEDIA_TYPE, {})}
+        if told.get("schema") == of_fastapi:
+            response["description"] = _OF_REQUESTS
+            told = {"schema": dict(problem)}
+        if told.get("schema") == problem:
+            del content["application/json"]
+            content[MEDIA_TYPE] = {**told, **content.get(MEDIA_TYPE, {})}
+        told = content.get(MEDIA_TYPE, {})
+        if told.get("schema") == problem and status.isdigit() and "examples" not in told:
+            told.setdefault("example", _example(int(status), response["description"]))
     _add_schema(document, schemas, ours)
     for name in _OF_FASTAPI:
         if not _refers(document, name):
@@ -88,11 +94,23 @@ def _describe(document: dict[str, Any]) -> None:
         del document["components"]
 
 
-def _responses(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _example(status: int, described: str) -> dict[str, Any]:
+    """One problem of this status, so that readers are not shown that of another."""
+    named = _NAMED.match(described)
+    shown: dict[str, Any] = {"type": named["type"]} if named else {}
+    shown |= {"title": named["title"] if named else phrase(status), "status": status}
+    if described == _OF_REQUESTS:
+        kind = kind_of(ValidationError)
+        wrong = {"detail": "Field required", "location": "body", "pointer": "#/name"}
+        shown |= {"type": type_of(kind.kind), "title": kind.title, "errors": [wrong]}
+    return shown
+
+
+def _responses(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for path in (*document.get("paths", {}).values(), *document.get("webhooks", {}).values()):
         for operation in path.values():
             if isinstance(operation, dict):
-                yield from operation.get("responses", {}).values()
+                yield from operation.get("responses", {}).items()
 
 
 def _name_in(schemas: dict[str, Any]) -> str:

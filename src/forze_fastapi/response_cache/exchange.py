@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from copy import copy
 from time import time
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request, Response
+from fastapi.datastructures import DefaultPlaceholder
 from fastapi.requests import HTTPConnection
 from pydantic import TypeAdapter
 from pydantic.errors import PydanticUserError
@@ -18,6 +18,7 @@ from forze.application.execution import ExecutionContext
 from forze.application.integrations.cached.canonical import canonical
 from forze.application.integrations.cached.ports import BoundFunction, Call
 from forze.application.integrations.cached.values import Unshared
+from forze.application.integrations.document.codec import repr_text, schema_text
 from forze.errors import ConfigurationError, ValidationError
 from forze_fastapi.documents.etag import parse_tags
 from forze_fastapi.idempotency.answers import call, response_of, route_of
@@ -122,8 +123,9 @@ class Exchange:
                     route.path_format,
                     route.status_code,
                     _schema(route.response_model),
-                    repr(route.response_class),
-                    repr((route.response_model_include, route.response_model_exclude)),
+                    _class(route.response_class),
+                    _chosen(route.response_model_include),
+                    _chosen(route.response_model_exclude),
                     route.response_model_by_alias,
                     route.response_model_exclude_unset,
                     route.response_model_exclude_defaults,
@@ -225,8 +227,24 @@ def _blank() -> Response:
     return response
 
 
+def _class(response_class: Any) -> str:
+    """A route's class by its name; FastAPI wraps the one that nobody chose."""
+    if isinstance(response_class, DefaultPlaceholder):
+        response_class = response_class.value
+    return f"{response_class.__module__}.{response_class.__qualname__}"
+
+
+def _chosen(fields: Any) -> Any:
+    """Names of fields, nested or not, without the order in which this process has them."""
+    if isinstance(fields, Mapping):
+        return {name: _chosen(each) for name, each in fields.items()}
+    if isinstance(fields, Set):
+        return {*fields}
+    return True if fields is Ellipsis else fields
+
+
 def _schema(model: Any) -> str:
     try:
-        return json.dumps(TypeAdapter(model).json_schema(mode="serialization"), sort_keys=True)
+        return schema_text(TypeAdapter(model).json_schema(mode="serialization"))
     except (PydanticUserError, TypeError):
-        return repr(model)
+        return repr_text(model)

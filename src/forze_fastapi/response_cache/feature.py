@@ -117,6 +117,9 @@ class Cached:
         self.shapes: dict[tuple[Any, ...], bytes] = {}
 
 
+_NOT_MODIFIED: Final = {304: {"description": "It is what `If-None-Match` names."}}
+
+
 def cached_response(
     ttl: timedelta | float | None = None,
     *,
@@ -182,6 +185,8 @@ def _exchanges(cached: Cached, context: Callable[..., Any]) -> Callable[..., Exc
     async def exchange(request: Request, response: Response, ctx: Any) -> Exchange:
         return Exchange(cached, ctx, request, response)
 
+    # Documented by register_exception_handlers, without responses= on each route.
+    exchange.forze_responses = _NOT_MODIFIED  # type: ignore[attr-defined]
     keyword = inspect.Parameter.KEYWORD_ONLY
     exchange.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [

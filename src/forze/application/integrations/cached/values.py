@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import is_dataclass
@@ -20,7 +19,12 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 from pydantic_core import PydanticSerializationError
 
 from forze.application.integrations.cached.canonical import held
-from forze.application.integrations.document.codec import RAW_MARK, immutable
+from forze.application.integrations.document.codec import (
+    RAW_MARK,
+    immutable,
+    repr_text,
+    schema_text,
+)
 from forze.domain.models import utcnow
 from forze.errors import ConfigurationError
 
@@ -180,7 +184,7 @@ def _adapter(annotation: Any, where: str) -> TypeAdapter[Any]:
 
 def _schema(adapter: TypeAdapter[Any], annotation: Any) -> str:
     try:
-        text = json.dumps(adapter.json_schema(mode="validation"), sort_keys=True)
+        text = schema_text(adapter.json_schema(mode="validation"))
     except pydantic.PydanticUserError:
-        text = repr(annotation)  # a custom type without a JSON schema speaks for itself
+        text = repr_text(annotation)  # a custom type without a JSON schema speaks for itself
     return hashlib.sha256(text.encode()).hexdigest()

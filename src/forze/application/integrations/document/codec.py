@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -141,11 +142,43 @@ def schema_digest(
     """Tells the shapes of models apart, as they are read or as they are written out; equal in
     every process. ``scope`` separates documents that share a model."""
     try:
-        schema = json.dumps(model.model_json_schema(mode=mode), sort_keys=True)
+        schema = schema_text(model.model_json_schema(mode=mode))
     except pydantic.PydanticUserError:
         # A custom type without a JSON schema: its annotation has to speak for it.
-        schema = repr({name: repr(field) for name, field in model.model_fields.items()})
+        schema = repr_text({name: repr(field) for name, field in model.model_fields.items()})
     return hashlib.sha256(f"{scope}\0{schema}".encode()).hexdigest()
+
+
+def schema_text(schema: dict[str, Any]) -> str:
+    """A JSON schema as a text that is equal in every process.
+
+    Older pydantics list a set that is a default in the order of the process's hashes.
+    """
+    return _json(_settled(schema, values=False))
+
+
+def repr_text(value: object) -> str:
+    """``repr(value)`` without addresses, which are another one in each process."""
+    return _ADDRESS.sub("", repr(value))
+
+
+_ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
+
+_VALUES = ("default", "examples")
+"""Keywords of JSON schema under which there are values, and with them sets."""
+
+
+def _settled(node: Any, *, values: bool) -> Any:
+    if isinstance(node, dict):
+        return {key: _settled(each, values=values or key in _VALUES) for key, each in node.items()}
+    if isinstance(node, list):
+        items = [_settled(each, values=values) for each in node]
+        return sorted(items, key=_json) if values else items
+    return node
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
 def immutable(annotation: Any, seen: set[Any]) -> bool:
