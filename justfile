@@ -35,7 +35,7 @@ shop *args: _setup
 
 # Run the tests, a file per worker at a time; arguments go to pytest (`-n 0`: one after another)
 test *args: _setup
-    @"{{ python }}" -m pytest -n 3 --dist loadfile "$@"
+    @"{{ python }}" -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@"
 
 # Check style, imports between layers, and formatting
 lint: _setup

@@ -16,6 +16,12 @@ from forze.testing.servers import PostgresServer, RedisServer, RespServer, Valke
 
 _NO_REDIS = "no redis-server on the PATH: nothing was tested against Redis 7"
 _databases = itertools.count(1)
+_LONGEST = "test_protocol_model.py"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes begins first, so that no worker is left alone with it at the end."""
+    items.sort(key=lambda item: item.path.name != _LONGEST)
 
 
 @pytest.fixture(scope="session")

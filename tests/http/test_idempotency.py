@@ -152,6 +152,9 @@ async def test_the_first_runs_and_the_others_are_given_its_answer(
         assert again.headers["content-type"] == first.headers["content-type"]
         assert again.headers["location"] == "/v1/payments/1"
         assert {"set-cookie", "x-trace"}.isdisjoint(again.headers)
+    async with asyncio.timeout(20):
+        while not world.background:  # it runs once the answer is sent
+            await asyncio.sleep(0.01)
     assert (world.runs, world.background) == (1, [1])
 
 

@@ -210,7 +210,7 @@ class ReadWriteLockBehaviour:
             rwlock = (lock_leg.ctx, lock_leg.other)[place % 2].rwlock(RWLOCK)
             kind = rwlock.writing if name in "WVX" else rwlock.reading
             waiting.append(apart(enter(name, lambda kind=kind: kind("k", wait=PATIENCE))))  # type: ignore[misc]
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.04)
         await first.leave()
         async with asyncio.timeout(PATIENCE.total_seconds()):
             await asyncio.gather(*waiting)
