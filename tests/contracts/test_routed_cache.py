@@ -77,6 +77,8 @@ async def cache_leg(stack: AsyncExitStack, cache_server: RespServer | Cluster) -
         step = routed_redis_lifecycle_step(dsn_of={"one": cache_server.dsn})
         database = MemoryDepsModule(documents=MEMORY_DOCUMENTS, caches={})
         contexts.append(await running(stack, database, module(client), steps=(step,)))
+        async with client.hold():  # opening it has longer than a cached read has
+            pass
 
     async def pass_time(by: timedelta) -> None:
         ages(cache_server, by)

@@ -292,3 +292,8 @@ def test_tokens_rise_though_the_server_forgets(fleet_of: Callable[..., Fleet]) -
     assert len(granted) == len(set(granted)), "no token was given twice"
     assert len(granted) > 20, "they did get on with it"
     check_writes(fleet)
+    writes = [line[2:] for line in fleet.log() if line[1] == "write"]
+    # By token, since a process that is stopped before it notes its write is late in the log.
+    accepted = sorted((int(token), int(seen)) for token, _, took, seen in writes if took == "1")
+    for (earlier, _), (_, seen) in itertools.pairwise(accepted):
+        assert seen >= earlier, "each found those before it in the file"

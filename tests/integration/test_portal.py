@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import itertools
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -38,6 +40,7 @@ from forze.application.execution import (
     LifecycleStep,
     Portal,
 )
+from forze.application.execution.portal_thread import PortalThread
 from forze.errors import (
     BackendUnavailable,
     CallTimeout,
@@ -294,6 +297,28 @@ def test_ctrl_c_cancels_the_call(portal: Portal) -> None:
         portal.call(work)
     assert work.cancelled.is_set()
     assert portal.run(hit) == 1
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_ctrl_c_between_handing_over_and_waiting(portal: Portal, steps: int) -> None:
+    work, taken = Work(), itertools.count()
+
+    def at_each_line(frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code is PortalThread._submit.__code__ and event == "return":
+            work.began.wait(WAIT)
+        elif (work.began.is_set() and next(taken) == steps) or frame.f_code is wait.__code__:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return at_each_line
+
+    before = sys.gettrace()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            sys.settrace(at_each_line)
+            portal.call(work)
+    finally:
+        sys.settrace(before)
+    assert work.cancelled.is_set()
 
 
 # -- blocks --------------------------------------------------------------------------

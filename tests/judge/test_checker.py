@@ -186,8 +186,8 @@ def test_a_run_counts_only_with_enough_of_everything() -> None:
 @pytest.mark.parametrize(
     ("closing", "reason"),
     [
-        ({"l1_hits": 1}, "5.0% of the reads were L1 hits, 10% are needed"),
-        ({"redis_hits": 1}, "5.0% of the reads were Redis hits, 10% are needed"),
+        ({"l1_hits": 3}, "15.0% of the reads were L1 hits, 20% are needed"),
+        ({"redis_hits": 3}, "15.0% of the reads were Redis hits, 20% are needed"),
         ({"bypasses": 0}, "0.0% of the reads were under an intent, 5% are needed"),
     ],
 )

@@ -96,8 +96,12 @@ class PortalThread:
     def perform(self, work: Callable[[], Awaitable[T]], timeout: timedelta | None = None) -> T:
         """What ``work`` returns, done in the loop. Whatever interrupts waiting ends it first."""
         seconds = None if timeout is None else timeout.total_seconds()
-        with self.begun(work) as call:
+        call = Call(work)
+        try:  # in this very frame: Ctrl-C between the frames of a context manager would miss it
+            self._submit(call)
             in_time = bool(wait([call], seconds).done)
+        finally:
+            self._end(call)
         if timeout is not None and not in_time and (call.cancelled() or not call.done()):
             raise CallTimeout(policy=self.name, timeout=timeout)
         try:
@@ -113,10 +117,7 @@ class PortalThread:
             self._submit(call)
             yield call
         finally:
-            if not call.done():
-                with contextlib.suppress(RuntimeError):  # the loop has ended, and the call with it
-                    self._loop.call_soon_threadsafe(self._cancel, call)
-                wait([call], _ENDING_SECONDS)
+            self._end(call)
 
     def close(self, drain: timedelta) -> None:
         """Let calls end within ``drain``, cancel the rest, leave the scope, end the thread.
@@ -135,6 +136,12 @@ class PortalThread:
             self._calls.add(call)
         with contextlib.suppress(RuntimeError):  # ended this moment: refused with what is left
             self._loop.call_soon_threadsafe(self._begin, call)
+
+    def _end(self, call: Call[Any]) -> None:
+        if not call.done():
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and the call with it
+                self._loop.call_soon_threadsafe(self._cancel, call)
+            wait([call], _ENDING_SECONDS)
 
     # -- in the thread -------------------------------------------------------
 
