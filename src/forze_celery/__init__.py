@@ -1,0 +1,1 @@
+"""Celery workers with forze in them."""

@@ -1,0 +1,5 @@
+"""The ``forze`` command."""
+
+
+def main() -> None:
+    """Run the command line."""
