@@ -6,6 +6,7 @@ Tests that mistreat a server take ``own_valkey`` or ``own_redis_server`` and hav
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
@@ -17,6 +18,9 @@ from forze.testing.servers import PostgresServer, RedisServer, RespServer, Valke
 _NO_REDIS = "no redis-server on the PATH: nothing was tested against Redis 7"
 _databases = itertools.count(1)
 _LONGEST = "test_protocol_model.py"
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun by a shell, in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what they start inherits it
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,6 +14,7 @@ packages. Copies and compiled modules are used again; of a copy only the planted
 
 from __future__ import annotations
 
+import gc
 import itertools
 import multiprocessing
 import os
@@ -38,7 +39,8 @@ SECONDS_FOR_ALL = 900
 PASSED = "--tests-passed"
 LOADED_ONCE = ["pydantic", "asyncpg", "redis.asyncio.cluster", "redis.asyncio.sentinel", "hiredis",
                "uuid_utils.compat", "opentelemetry.sdk.metrics", "opentelemetry.sdk.trace",
-               "fastapi", "httpx", "uvicorn"]  # fmt: skip
+               "fastapi", "httpx", "uvicorn", "pytest", "pytest_asyncio.plugin", "hypothesis",
+               "anyio.pytest_plugin"]  # fmt: skip
 PLAINLY = ("-qx", "-rfE", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist")
 
 
@@ -95,6 +97,7 @@ class Copies:
 def run(tests: list[str], source: Path, compiled: Path, output: Path) -> None:
     """Ends this process with the exit code of pytest over ``tests`` with ``source``'s packages."""
     os.setsid()
+    gc.freeze()  # what was loaded once is nobody's garbage
     with output.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
