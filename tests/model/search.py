@@ -107,7 +107,9 @@ class Search:
         trace: tuple[str, ...] = ()
         while todo and wrong is None:
             state = todo.popleft()
-            for successor, bad in self._successors(state):
+            for _, successor, bad in self._steps(state):
+                if bad is None and successor in before:
+                    continue
                 reached = self._canonical(successor)
                 if bad is None:
                     if reached in before:
@@ -147,10 +149,6 @@ class Search:
         return self._worlds(replace(world, pointer=pointer, replica=replica))
 
     # What can happen next
-
-    def _successors(self, state: State) -> Iterator[tuple[State, str | None]]:
-        for _, successor, wrong in self._steps(state):
-            yield successor, wrong
 
     def _steps(self, state: State) -> Iterator[tuple[str, State, str | None]]:
         """Each step out of a state: its label, the state after it, what is wrong with it."""
