@@ -101,7 +101,7 @@ async def postgres_dsn(postgres_server: PostgresServer) -> AsyncIterator[str]:
     name = f"test_{next(_databases)}"
     admin = await asyncpg.connect(postgres_server.dsn)
     try:
-        await admin.execute(f"CREATE DATABASE {name} TEMPLATE template0")
+        await admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 STRATEGY FILE_COPY")
         yield postgres_server.database_dsn(name)
         await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
     finally:

@@ -203,7 +203,7 @@ async def _tables(stack: AsyncExitStack, request: pytest.FixtureRequest) -> str:
     admin = await asyncpg.connect(server.dsn)
     stack.push_async_callback(admin.close)
     name = f"battery_{id(stack)}"
-    await admin.execute(f"CREATE DATABASE {name} TEMPLATE template0")
+    await admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 STRATEGY FILE_COPY")
     stack.push_async_callback(admin.execute, f"DROP DATABASE {name} WITH (FORCE)")
     dsn: str = server.database_dsn(name)
     connection = await asyncpg.connect(dsn)
