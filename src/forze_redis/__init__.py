@@ -9,6 +9,8 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
+from typing import TYPE_CHECKING
+
 from forze_redis.acl import acl_rules
 from forze_redis.circuit_breaker import RedisCircuitBreakerStore, redis_circuit_breaker_store
 from forze_redis.client import RedisClient, RedisClientDepKey, RedisHealth
@@ -26,6 +28,9 @@ from forze_redis.routed import RoutedRedisClient
 from forze_redis.wire.config import RedisConfig
 from forze_redis.wire.scripts import Script
 
+if TYPE_CHECKING:
+    from forze_redis.manager import RedisManager, RedisManagerSettings
+
 __all__ = [
     "RedisCacheConfig",
     "RedisCircuitBreakerStore",
@@ -37,6 +42,8 @@ __all__ = [
     "RedisDistributedLockConfig",
     "RedisHealth",
     "RedisIdempotencyConfig",
+    "RedisManager",
+    "RedisManagerSettings",
     "RedisRateLimitStore",
     "RedisSearchSnapshotConfig",
     "RoutedRedisClient",
@@ -47,3 +54,12 @@ __all__ = [
     "redis_rate_limit_store",
     "routed_redis_lifecycle_step",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """The manager and its settings, which load pydantic-settings, when they are asked for."""
+    if name in ("RedisManager", "RedisManagerSettings"):
+        from forze_redis import manager
+
+        return getattr(manager, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import socket
+from pathlib import Path
+from typing import Any
 
 import pytest
-import redis.exceptions
+import redis
 
 from forze.errors import (
     BackendCorrupt,
@@ -110,6 +113,18 @@ def test_lost_answers_of_the_driver_are_unknown() -> None:
         error = error_from_driver(raised, "h:1")
         assert isinstance(error, BackendError)
         assert error.outcome == "unknown"
+
+
+def test_what_was_never_sent_took_no_effect(tmp_path: Path) -> None:
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        here: dict[str, Any] = {"port": unheard.getsockname()[1]}
+        for place in (here, {"unix_socket_path": str(tmp_path / "none")}):
+            with pytest.raises(redis.exceptions.ConnectionError) as raised:
+                redis.Redis(**place).ping()
+            error = error_from_driver(raised.value, "h:1")
+            assert isinstance(error, BackendError)
+            assert error.outcome == "none"
 
 
 async def test_real_refusals(own_valkey: ValkeyServer) -> None:

@@ -6,7 +6,7 @@
 ``scripts``               Lua scripts and their digests
 ``connection``            one socket: calls out, replies in, in order
 ``handshake``             what is asked of a server before it is used
-``pool``                  redis-py, for what does not belong on the shared socket
+``pool``, ``place``       redis-py, for what does not belong on the shared socket
 ``topology``              where is the primary now? what sentinels say
 ``tracking``              invalidations pushed by the server, and how long they are trusted
 ``availability``          is the server away? the breaker of the cache path

@@ -237,16 +237,8 @@ class Connection(asyncio.Protocol):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, keepalive)
 
     def disown(self) -> None:
-        """In a forked child: let go of the parent's socket without a word to either end.
-
-        The descriptor is pointed elsewhere instead of closed, because closing it through
-        asyncio would take it out of the event loop that the parent still waits on.
-        """
-        sock = self._transport and self._transport.get_extra_info("socket")
-        if sock and sock.fileno() >= 0:
-            nowhere = os.open(os.devnull, os.O_RDWR)
-            os.dup2(nowhere, sock.fileno())
-            os.close(nowhere)
+        """In a forked child: let go of the parent's socket."""
+        disown(self._transport and self._transport.get_extra_info("socket"))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by asyncio."""
@@ -381,3 +373,15 @@ def gone(where: str, why: str, outcome: WriteOutcome) -> BackendUnavailable:
         backend=BACKEND,
         outcome=outcome,
     )
+
+
+def disown(sock: Any) -> None:
+    """In a forked child: let go of the parent's socket without a word to either end.
+
+    The descriptor is pointed elsewhere instead of closed, because closing it through asyncio
+    would take it out of the event loop that the parent still waits on.
+    """
+    if sock and sock.fileno() >= 0:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nowhere, sock.fileno())
+        os.close(nowhere)

@@ -7,7 +7,7 @@ Values above :data:`LARGE_BYTES` go through it, so that they hold up nobody else
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import socket
 
 from redis import exceptions as driver
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -31,11 +31,20 @@ from forze.errors import (
 from forze_redis.wire.config import RedisConfig, seconds
 from forze_redis.wire.connection import Reply
 from forze_redis.wire.dsn import Endpoint
+from forze_redis.wire.place import Kinds, place
 from forze_redis.wire.replies import BACKEND, error_from_reply
 from forze_redis.wire.scripts import in_full
 from forze_redis.wire.topology import Topology
 
 LARGE_BYTES = 256 * 1024
+
+ASYNC = Kinds(
+    plain=Connection,
+    tls=SSLConnection,
+    unix=UnixDomainSocketConnection,
+    sentinel=SentinelManagedConnection,
+    sentinel_tls=SentinelManagedSSLConnection,
+)
 
 # redis-py cuts off a reply's first word when it makes one of these of it. The derived
 # classes stand before those they derive from.
@@ -52,7 +61,12 @@ _WORDS: tuple[tuple[type[Exception], str], ...] = (
     (driver.TryAgainError, "TRYAGAIN"),
     (driver.MasterDownError, "MASTERDOWN"),
     (driver.ClusterDownError, "CLUSTERDOWN"),
+    (driver.SlotNotCoveredError, "CLUSTERDOWN"),
 )
+
+
+_NEVER_SENT = (ConnectionRefusedError, FileNotFoundError, socket.gaierror)
+"""What connecting fails with before anything is sent."""
 
 
 class PrimaryPool(SentinelConnectionPool, BlockingConnectionPool):
@@ -61,33 +75,22 @@ class PrimaryPool(SentinelConnectionPool, BlockingConnectionPool):
 
 def open_pool(endpoint: Endpoint, config: RedisConfig, topology: Topology) -> Redis:
     """A redis-py client whose connections, with the shared one, stay within ``max_size``."""
-    place: dict[str, Any] = {"host": endpoint.host, "port": endpoint.port}
-    connection_class: Any = Connection
+    connection_class, arguments = place(endpoint, ASYNC, keepalive=config.keepalive)
     pool_class: type[BlockingConnectionPool] = BlockingConnectionPool
     if endpoint.sentinels is not None:
-        pool_class, connection_class = PrimaryPool, SentinelManagedConnection
-        place = {"service_name": endpoint.sentinels.service, "sentinel_manager": topology}
-    if endpoint.path is not None:
-        place, connection_class = {"path": endpoint.path}, UnixDomainSocketConnection
-    else:
-        place["socket_keepalive"] = config.keepalive
-    if endpoint.tls is not None:
-        place |= endpoint.tls
-        connection_class = SentinelManagedSSLConnection if topology.follows else SSLConnection
+        pool_class = PrimaryPool
+        arguments |= {"service_name": endpoint.sentinels.service, "sentinel_manager": topology}
     timeout = seconds(config.socket_timeout)
     return Redis(
         connection_pool=pool_class(
             connection_class=connection_class,
             max_connections=config.max_size - 1,
             timeout=timeout,
-            db=endpoint.db,
-            username=endpoint.username,
-            password=endpoint.password,
             client_name=config.client_name,
             socket_timeout=timeout,
             socket_connect_timeout=seconds(config.connect_timeout),
             retry=Retry(NoBackoff(), 0),
-            **place,
+            **arguments,
         )
     )
 
@@ -141,8 +144,12 @@ async def execute(
         raise error_from_driver(error, where) from error
 
 
-def error_from_driver(error: Exception, where: str) -> ForzeError:
+def error_from_driver(
+    error: Exception, where: str, timeout_setting: str = "RedisConfig.socket_timeout"
+) -> ForzeError:
     """The error of ours for whatever redis-py or the socket below it raised."""
+    if isinstance(error, driver.RedisClusterException) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # no node of a cluster could be asked
     if isinstance(error.__context__, (ForzeError, driver.ReadOnlyError)):
         error = error.__context__  # what a pool behind sentinels made a ConnectionError of
     if isinstance(error, ForzeError):
@@ -154,9 +161,15 @@ def error_from_driver(error: Exception, where: str) -> ForzeError:
     if isinstance(error, (driver.TimeoutError, TimeoutError)):
         return BackendTimeout(
             f"Redis at {where} did not answer in time; it may have executed the command. Look at "
-            "its load and at the network, or allow more time (RedisConfig.socket_timeout)",
+            f"its load and at the network, or allow more time ({timeout_setting})",
             backend=BACKEND,
             outcome="unknown",
+        )
+    if isinstance(error.__context__ or error, _NEVER_SENT):
+        return BackendUnavailable(
+            f"Redis at {where}: there is no connection ({error}); nothing was sent. Is the server "
+            "running?",
+            backend=BACKEND,
         )
     if isinstance(error, (driver.ConnectionError, OSError)):
         return BackendUnavailable(

@@ -12,8 +12,9 @@ Redis documentation, Sentinel clients guide: ask in turn, then verify the role.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Generator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from redis import exceptions as driver
 from redis.asyncio.connection import Connection, SSLConnection
@@ -47,17 +48,30 @@ class Topology:
         Raises ``BackendUnavailable`` where none of them knows at present, and
         ``ConfigurationError`` where each one answered that it never will.
         """
+        search = self.search()
+        answer: tuple[str, int] | ForzeError | None = None
+        while True:
+            try:
+                sentinel = search.send(answer)
+            except StopIteration as found:
+                return cast(Endpoint, found.value)
+            try:
+                answer = await self._ask(*sentinel)
+            except ForzeError as error:
+                answer = error
+
+    def search(self) -> Generator[tuple[str, int], tuple[str, int] | ForzeError | None, Endpoint]:
+        """:meth:`primary` without the asking: yields each sentinel, is sent what it answered."""
         if self._sentinels is None:
             return self._endpoint
         told: list[ForzeError] = []
         for sentinel in tuple(self._order):
-            try:
-                host, port = await self._ask(*sentinel)
-            except ForzeError as error:
-                told.append(error)
-            else:
-                self._order.remove(sentinel)
-                self._order.insert(0, sentinel)
+            answer = yield sentinel
+            if isinstance(answer, ForzeError):
+                told.append(answer)
+            elif answer is not None:
+                self._order = [sentinel, *(each for each in self._order if each != sentinel)]
+                host, port = answer
                 return replace(self._endpoint, host=host, port=port)
         why = "; ".join(map(str, told))
         if all(isinstance(each, ConfigurationError) for each in told):
@@ -103,46 +117,60 @@ class Topology:
         return endpoint.host, endpoint.port
 
     async def _ask(self, host: str, port: int) -> tuple[str, int]:
-        sentinels = self._sentinels
-        assert sentinels is not None
-        # A silent one must leave time for the others, and for the primary itself.
-        share = seconds(self._config.connect_timeout) / (len(self._order) + 1)
-        tls: Any = self._endpoint.tls
-        connection = (Connection if tls is None else SSLConnection)(
-            host=host,
-            port=port,
-            username=sentinels.username,
-            password=sentinels.password,
-            retry=Retry(NoBackoff(), 0),
-            **(tls or {}),
+        tls = self._endpoint.tls is not None
+        connection = (SSLConnection if tls else Connection)(
+            host=host, port=port, retry=Retry(NoBackoff(), 0), **self.credentials()
         )
-        at = f"the sentinel at {address(host, port)}"
         try:
-            async with asyncio.timeout(share):
+            async with asyncio.timeout(self.share()):
                 await connection.connect()  # type: ignore[no-untyped-call]
-                command = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", sentinels.service)
-                await connection.send_command(*command)
+                await connection.send_command(*self.question())
                 named = await connection.read_response()
-        except (driver.AuthenticationError, driver.NoPermissionError) as error:
+        except Exception as error:
+            raise self.trouble(error, host, port) from error
+        finally:
+            await connection.disconnect(nowait=True)
+        return self.named(named, host, port)
+
+    def share(self) -> float:
+        """Seconds for one sentinel: a silent one must leave time for the others, and for the
+        primary itself."""
+        return seconds(self._config.connect_timeout) / (len(self._order) + 1)
+
+    def credentials(self) -> dict[str, Any]:
+        """Who we are to the sentinels, and their TLS."""
+        assert self._sentinels is not None
+        who = {"username": self._sentinels.username, "password": self._sentinels.password}
+        return {**who, **(self._endpoint.tls or {})}
+
+    def question(self) -> tuple[str, str, str]:
+        """What a sentinel is asked."""
+        assert self._sentinels is not None
+        return "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._sentinels.service
+
+    def named(self, reply: Any, host: str, port: int) -> tuple[str, int]:
+        """Its answer."""
+        if not reply:
             raise ConfigurationError(
+                f"the sentinel at {address(host, port)} knows no service {self.question()[2]!r}; "
+                "name one of its own in the DSN (SENTINEL MASTERS lists them)",
+                name="dsn",
+            )
+        return reply[0].decode(), int(reply[1])
+
+    def trouble(self, error: Exception, host: str, port: int) -> Exception:
+        """What ``error`` while asking it means."""
+        at = f"the sentinel at {address(host, port)}"
+        if isinstance(error, (driver.AuthenticationError, driver.NoPermissionError)):
+            return ConfigurationError(
                 f"{at} does not let us ask ({error}); correct sentinel_password= (and "
                 "sentinel_username=) in the DSN's query",
                 name="dsn",
-            ) from error
-        except (driver.TimeoutError, TimeoutError) as error:
-            raise BackendUnavailable(f"{at} did not answer", backend=BACKEND) from error
-        except (driver.ConnectionError, OSError, UnicodeError) as error:
-            raise BackendUnavailable(
-                f"{at} cannot be reached ({error})", backend=BACKEND
-            ) from error
-        except driver.RedisError as error:
-            raise ConfigurationError(f"{at} is none, it said: {error}", name="dsn") from error
-        finally:
-            await connection.disconnect(nowait=True)
-        if not named:
-            raise ConfigurationError(
-                f"{at} knows no service {sentinels.service!r}; name one of its own in the DSN "
-                "(SENTINEL MASTERS lists them)",
-                name="dsn",
             )
-        return named[0].decode(), int(named[1])
+        if isinstance(error, (driver.TimeoutError, TimeoutError)):
+            return BackendUnavailable(f"{at} did not answer", backend=BACKEND)
+        if isinstance(error, (driver.ConnectionError, OSError, UnicodeError)):
+            return BackendUnavailable(f"{at} cannot be reached ({error})", backend=BACKEND)
+        if isinstance(error, driver.RedisError):
+            return ConfigurationError(f"{at} is none, it said: {error}", name="dsn")
+        return error
