@@ -36,7 +36,8 @@ once = IdempotencyFeature(spec=ORDERING, ctx_dep=runtime.get_context, required=T
 async def place(wanted: OrderPlace, customer: Customer, ctx: Context) -> OrderRead:
     """Place an order; sent again under the same ``Idempotency-Key`` it is the same order."""
     order = await orders.place(ctx, wanted, customer)
-    ctx.spawn(ask_for_confirmation(order.id), name="ask for confirmation")  # nobody waits for it
+    # Nobody waits for it, and in nobody's name: it is the shop's task, as the rounds are.
+    ctx.spawn(ask_for_confirmation(order.id), name="ask for confirmation")
     return order
 
 

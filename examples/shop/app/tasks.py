@@ -1,7 +1,7 @@
 """The worker: Celery on the same Valkey, and the shop's own code through the portal.
 
-Tasks are synchronous and ports are not; the portal runs the shop's runtime in a thread of each
-worker process, with the caches, leases and pushes that the replicas have.
+Tasks are synchronous and ports are not; the portal runs the shop's runtime in each process of the
+worker, with the caches, leases and pushes that the replicas have.
 """
 
 from __future__ import annotations
@@ -11,16 +11,14 @@ from typing import Any
 from uuid import UUID
 
 from celery import Celery
-from celery.signals import worker_init, worker_process_shutdown
+from celery.signals import worker_init
 
 from app import orders
 from app.settings import settings
 from app.wiring import build_runtime
-from forze.application.execution import ExecutionContext, Portal
+from forze.application.execution import ExecutionContext
 from forze.errors import LockNotAcquired
-
-portal = Portal(build_runtime, name="shop-worker")
-worker_process_shutdown.connect(lambda **_: portal.close(), weak=False)
+from forze_celery import attach_portal
 
 worker = Celery("shop", broker=settings.redis_dsn)
 worker.conf.update(
@@ -31,6 +29,7 @@ worker.conf.update(
     broker_transport_options={"max_retries": 1, "interval_start": 0},  # of who publishes
     beat_schedule={"rounds": {"task": "app.tasks.rounds", "schedule": 1.0}},
 )
+portal = attach_portal(worker, build_runtime)
 
 
 @worker_init.connect

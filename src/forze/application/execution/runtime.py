@@ -71,7 +71,10 @@ class ExecutionRuntime:
         Can be entered again after it was left, not while it is open.
         """
         if self._busy:
-            raise ConfigurationError("the runtime's scope is open already; leave it first")
+            raise ConfigurationError(
+                "the runtime's scope is open already, here or in the process that this one was "
+                "forked from; leave it first, or make another runtime"
+            )
         self._busy = True
         started: list[LifecycleStep] = []
         try:
