@@ -60,6 +60,10 @@ docs: _setup
 mutants *args: _setup
     @"{{ python }}" -m tests.mutants.run "$@"
 
+# Make every kind of project `forze new` can make; install a covering set, and run their tests
+projects *args: _setup
+    @"{{ python }}" -m tests.cli.matrix "$@"
+
 # Explore every interleaving of the shipped protocol
 model *args: _setup
     @"{{ python }}" -m tests.model.checker "$@"

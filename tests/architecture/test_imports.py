@@ -61,6 +61,7 @@ PUBLIC = {
         "TransactionDoomed ValidationError"
     ),
     "forze.testing.servers": "PostgresServer RedisServer ValkeyServer",
+    "forze_cli": "main",
     "forze_fastapi": (
         "BodyLimit ContextDep FreshRequests HTTPProblem HealthProbe "
         "IdempotencyFeature Problem RateLimit ResponseHeaders TenantHeader "
@@ -68,11 +69,22 @@ PUBLIC = {
         "caller console context_of open_to_everyone problem_response problem_responses "
         "register_exception_handlers runtime_lifespan"
     ),
+    "fastapi_rc": (
+        "CacheManager CacheService CacheServiceDep CacheUnavailable FactoryCycle InvalidName "
+        "InvalidTtl NO_EXPIRY RedisClient ValueNotCacheable "
+        "build_cache_key cachemanager get_cache_service get_redis_client get_ttl_with_jitter "
+        "invalidate_pattern"
+    ),
+    "forze_celery": "attach_portal",
     "forze_memory": "MemoryDepsModule",
     "forze_postgres": (
         "PostgresClient PostgresConfig PostgresDepsModule PostgresDocumentConfig "
         "PostgresIdempotencyConfig PostgresLifecycleModule PostgresReadOnlyDocumentConfig "
         "check_fence fenced_update idempotency_table_sql postgres_lifecycle_step"
+    ),
+    "forze_redis.driver": (
+        "Circuit ConnectionLimit DriverOptions Guard NoGuard PoolTimeout Refused asked_seconds "
+        "async_client leave patience sync_client"
     ),
     "forze_redis": (
         "RedisCacheConfig RedisClient RedisClientDepKey RedisConfig RedisDepsModule "
@@ -80,7 +92,8 @@ PUBLIC = {
         "RedisSearchSnapshotConfig "
         "RedisCircuitBreakerStore RedisRateLimitStore redis_circuit_breaker_store "
         "redis_rate_limit_store "
-        "RoutedRedisClient acl_rules redis_lifecycle_step routed_redis_lifecycle_step"
+        "RoutedRedisClient acl_rules redis_lifecycle_step routed_redis_lifecycle_step "
+        "RedisManager RedisManagerSettings"
     ),
 }
 
@@ -141,6 +154,9 @@ def test_an_adapter_loads_no_other(adapter: str) -> None:
 @pytest.mark.parametrize(
     ("package", "missing", "extra"),
     [
+        ("fastapi_rc", "fastapi", "redis,fastapi"),
+        ("fastapi_rc", "redis", "redis,fastapi"),
+        ("forze_celery", "celery", "celery"),
         ("forze_fastapi", "fastapi", "fastapi"),
         ("forze_fastapi", "http_sf", "fastapi"),
         ("forze_postgres", "asyncpg", "postgres"),

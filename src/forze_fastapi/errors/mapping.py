@@ -27,7 +27,7 @@ _WHEN_AWAY: Final = timedelta(seconds=1)
 
 
 _OUTCOMES: Final = {
-    "none": "Nothing was changed.",
+    "none": "The step that failed changed nothing.",
     "committed": "The change stands, what had to follow it failed; do not repeat it.",
     "unknown": "Whether a change took effect is not known; look before repeating it.",
 }
