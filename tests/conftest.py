@@ -46,8 +46,11 @@ def redis7() -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="session")
 def valkey_cluster() -> Iterator[ValkeyCluster]:
-    """The session's cluster of three Valkey nodes; to be left with its slots where they are."""
-    with ValkeyCluster() as cluster:
+    """The session's cluster of three Valkey nodes; to be left with its slots where they are.
+
+    A node that a busy machine lets wait for seconds is not given up by the others.
+    """
+    with ValkeyCluster(node_timeout_ms=15_000) as cluster:
         yield cluster
 
 

@@ -23,7 +23,7 @@ from forze_cli.project import Parts, Project, load_renderer, render
 REQUIREMENT = f"forze[{{extras}}] @ {Path(__file__).resolve().parents[2].as_uri()}"
 
 _JINJA = re.compile(r"\{[%#]|[%#]\}|\{\{.*\b(project_|forze_requirement|extras|redis|auth)\b")
-_UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|lorem ipsum)\b", re.IGNORECASE)
+_UNFINISHED = re.compile(r"\b(TO-?DO|FIX-?ME|XX-?X|lorem ipsum)\b", re.IGNORECASE)
 _SECRET = re.compile(
     r"^\s*(ENV|ARG)\s.*(PASSWORD|SECRET|TOKEN|_KEY|://[^/\s]*:[^/\s]*@)", re.I | re.M
 )

@@ -30,16 +30,16 @@ def installed(directory: Path, recorded: dict[str, Any] | None) -> PathDistribut
     [
         (None, "forze[redis,cli]>=0.1.0"),
         (
-            {"url": "file:///home/me/my%20forze", "dir_info": {"editable": True}},
-            "forze[redis,cli] @ file:///home/me/my%20forze",
+            {"url": "file:///srv/my%20forze", "dir_info": {"editable": True}},
+            "forze[redis,cli] @ file:///srv/my%20forze",
         ),
         (
-            {"url": "file:///home/me/forze", "dir_info": {}},
-            "forze[redis,cli] @ file:///home/me/forze",
+            {"url": "file:///srv/forze", "dir_info": {}},
+            "forze[redis,cli] @ file:///srv/forze",
         ),
         (
-            {"url": "file:///home/me/mono", "dir_info": {}, "subdirectory": "libs/forze"},
-            "forze[redis,cli] @ file:///home/me/mono#subdirectory=libs/forze",
+            {"url": "file:///srv/mono", "dir_info": {}, "subdirectory": "libs/forze"},
+            "forze[redis,cli] @ file:///srv/mono#subdirectory=libs/forze",
         ),
         (
             {"url": "file:///tmp/forze-0.1.0-py3-none-any.whl", "archive_info": {"hashes": {}}},

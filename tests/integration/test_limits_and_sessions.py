@@ -423,7 +423,7 @@ async def test_what_redis_holds_opens_no_session(app: Application, valkey: Valke
 @pytest.mark.parametrize(
     "session_id",
     ["", "x", "x" * 64, "x" * 66, "x" * 1_000_000, "x" * 64 + "\n", "x" * 64 + "*", "ü" * 65,
-     "٣" * 65, "x" * 64 + "\0", None, 7, b"x" * 65, secrets.token_urlsafe(32)],
+     "٣" * 65, "x" * 64 + "\0", None, 7, b"x" * 65, "x" * 43],
     ids=lambda value: repr(value)[:12],
 )  # fmt: skip
 async def test_what_cannot_be_an_id_is_not_asked_for(
