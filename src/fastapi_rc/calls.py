@@ -1,5 +1,7 @@
 """Calls through one client that end in time, and never by raising what an outage raises.
 
+A server that refuses scripts is one without leases (``lease.py``): that, too, is known here.
+
 A call has the seconds it is given, with waiting for a connection in them: a full pool is
 waited for, not taken for an outage. After three failures of the network in a row the next
 second's calls are not made. (A client of the manager knows better: it keeps the time itself,
@@ -9,17 +11,19 @@ and has a circuit that asks the server.)
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
+from redis import Redis, RedisCluster
 from redis import exceptions as driver
 
 from fastapi_rc.budget import has_budget
 from fastapi_rc.circuit import Circuit
-from fastapi_rc.errors import CacheUnavailable
+from fastapi_rc.errors import CacheUnavailable, InvalidWiring
 from fastapi_rc.flights import Flights
 from forze.errors import BackendError, CircuitOpen
 
@@ -48,6 +52,9 @@ class Allowance:
 
 class Calls:
     """What all services on one client share: whether it answers, and the flights."""
+
+    runs_scripts = True
+    """Whether no script has been refused yet."""
 
     def __init__(self, client: Any) -> None:
         self.flights = Flights()
@@ -79,6 +86,21 @@ class Calls:
             self._failures = 0
             self.circuit.succeeded()
         return reply
+
+    async def run(self, client: Any, script: str, *args: Any) -> Any:
+        """The reply of ``client`` to a script of one key, or :data:`FAILED` where it runs none."""
+        try:
+            return await client.eval(script, 1, *args)
+        except driver.ResponseError as error:
+            if not _is_refusal_of_scripts(error):
+                raise
+            if self.runs_scripts:
+                self.runs_scripts = False
+                _logger.warning(
+                    "Redis refuses the scripts that leases need (%s): the cache goes on without "
+                    "leases, so each process makes values for itself (said once)", error,
+                )  # fmt: skip
+            return FAILED
 
     def _failed(self, error: Exception, *, in_full: bool) -> None:
         """Note a failure; that of a call which had little time left tells nothing of a server."""
@@ -113,10 +135,52 @@ async def _admitted(
             await asyncio.sleep(_PAUSE_SECONDS)
 
 
+def _is_refusal_of_scripts(error: driver.ResponseError) -> bool:
+    """Whether it will be so with the next one, too: no such command, no right, no engine."""
+    text = str(error).lower()
+    return isinstance(error, driver.NoPermissionError) or any(
+        each in text
+        for each in ("unknown command", "acl failure", "scripting engine", "compiling script")
+    )
+
+
 _calls: WeakKeyDictionary[Any, Calls] = WeakKeyDictionary()
 
 
 def calls_of(client: Any) -> Calls:
-    """The calls through a client; what is known of them ends with it."""
-    calls = _calls.get(client)
-    return _calls.setdefault(client, Calls(client)) if calls is None else calls
+    """The calls through a client; what is known of them ends with it.
+
+    Raises :class:`InvalidWiring` for what is no asyncio client.
+    """
+    try:
+        calls = _calls.get(client)
+    except TypeError:  # nothing can refer to it weakly, as to None
+        calls = None
+    if calls is not None:
+        return calls
+    _require_client(client)
+    return _calls.setdefault(client, Calls(client))
+
+
+def _require_client(client: Any) -> None:
+    if inspect.iscoroutine(client) or inspect.isasyncgen(client):
+        if inspect.iscoroutine(client):
+            client.close()
+        raise InvalidWiring(
+            f"the Redis client is {_kind(client)}: await it; if it comes from an async fixture, "
+            "with pytest-asyncio set asyncio_mode=auto, or use pytest_asyncio.fixture"
+        )
+    commands = (getattr(client, name, None) for name in ("get", "set", "delete"))
+    if isinstance(client, type | dict | Redis | RedisCluster) or not all(map(callable, commands)):
+        raise InvalidWiring(
+            "the Redis client must be an asyncio client of redis-py, such as "
+            f"redis.asyncio.Redis.from_url(...) or FakeAsyncRedis(), not {_kind(client)}"
+        )
+
+
+def _kind(client: Any) -> str:
+    if client is None or isinstance(client, type):
+        return repr(client)
+    kind = type(client)
+    name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

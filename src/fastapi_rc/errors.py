@@ -1,7 +1,7 @@
 """What is raised: one error for Redis being away, the others for what cannot be accepted.
 
-The latter say that nothing was stored or sent. Each is a ``forze.errors.ValidationError`` and
-the built-in error that Python has for it.
+The latter say that nothing was stored or sent. Each is a ``forze.errors.ValidationError`` (or
+``ConfigurationError``) and the built-in error that Python has for it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import ClassVar
 from fastapi import HTTPException
 from redis import exceptions as driver
 
-from forze.errors import BackendUnavailable, ValidationError, WriteOutcome
+from forze.errors import BackendUnavailable, ConfigurationError, ValidationError, WriteOutcome
 
 
 class CacheUnavailable(BackendUnavailable, driver.ConnectionError, HTTPException):
@@ -39,11 +39,15 @@ class CacheUnavailable(BackendUnavailable, driver.ConnectionError, HTTPException
         return f"{type(self).__name__}({self.message!r})"
 
 
+class InvalidWiring(ConfigurationError, TypeError):
+    """What a service or a manager is made with is of a wrong type: the client, the model."""
+
+
 class InvalidName(ValidationError, TypeError, ValueError):
     """An identifier, params, a pattern or a part of the key cannot be made a key of."""
 
 
-class InvalidTtl(ValidationError, ValueError):
+class InvalidTtl(ValidationError, TypeError, ValueError):
     """A time to live is not one: not above zero, or not a number."""
 
 

@@ -42,7 +42,7 @@ def build_cache_key(
 ) -> str:
     """The key of ``identifier`` in a namespace; with ``params``, of that variant of it.
 
-    An identifier is text, a number or a UUID: equal texts are one key. ``params`` are a dict
+    An identifier is text, a whole number or a UUID: equal texts are one key. ``params`` are a dict
     that JSON can hold, in any order; empty ones are none. Raises :class:`InvalidName`.
     """
     return key_of(key_head(namespace, prefix, version), identifier, params)
@@ -108,7 +108,8 @@ def _text(identifier: object) -> str:
     if isinstance(identifier, UUID):
         return str(identifier)
     raise InvalidName(
-        f"an identifier must be text, a number or a UUID, not {type(identifier).__name__}",
+        "identifiers are text, whole numbers or UUIDs (enum members of these), "
+        f"not {type(identifier).__name__}",
         field="identifier",
     )
 

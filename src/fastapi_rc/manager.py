@@ -30,6 +30,8 @@ from forze_redis.driver import DriverOptions, async_client, leave, sync_client
 from forze_redis.wire.config import RedisConfig
 from forze_redis.wire.dsn import parse_dsn
 
+_INSTEAD = "the arguments of CacheManager.init, such as max_connections"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _InUse:
@@ -151,7 +153,10 @@ class CacheManager:
 
     @property
     def _client(self) -> Any:
-        """The client in use, or None. Assigned, it goes before ours; None ends both."""
+        """The client in use, or None. Assigned, it goes before ours; None ends both.
+
+        Raises ``InvalidWiring``, a TypeError, for what is no asyncio client.
+        """
         current = self._current
         return None if current is None else current.client
 
@@ -173,7 +178,7 @@ cachemanager = CacheManager()
 
 
 def _open(url: str, options: DriverOptions, budget: float) -> _InUse:
-    where = parse_dsn(url, RedisConfig()).where
+    where = parse_dsn(url, RedisConfig(), instead=_INSTEAD).where
 
     def probe() -> None:
         asking = sync_client(url, options)

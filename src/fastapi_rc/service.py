@@ -21,14 +21,14 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
-from typing import Any, ClassVar, Final, Generic, get_args, get_origin, overload
+from typing import Any, ClassVar, Final, Generic, Optional, get_args, get_origin, overload
 
 from redis.asyncio import RedisCluster
 from typing_extensions import TypeVar
 
 from fastapi_rc.budget import budget_of
 from fastapi_rc.calls import FAILED, Allowance, calls_of
-from fastapi_rc.errors import InvalidName, ValueNotCacheable
+from fastapi_rc.errors import InvalidName, InvalidWiring, ValueNotCacheable
 from fastapi_rc.flights import Flight, Landing, twin
 from fastapi_rc.keys import (
     PREFIX,
@@ -64,11 +64,12 @@ class CacheService(Generic[T]):
     spreads it by +-10 % (a TTL that a call names is kept as it is).
     ``lease``: with it, ``get_or_set`` runs one factory at a time over all processes that use
     one too; one that crashes holds up the others for this long at most.
-    Raises ``InvalidName``, ``InvalidTtl``, and ``ConfigurationError`` for a model that
-    pydantic does not know.
+    Raises ``InvalidName``, ``InvalidTtl``, and ``InvalidWiring`` for what is no asyncio
+    client, a model that pydantic does not know, and two models.
     """
 
     _declared: ClassVar[Any] = None
+    _refused: InvalidWiring | None = None
 
     def __init__(
         self,
@@ -112,12 +113,30 @@ class CacheService(Generic[T]):
     def __orig_class__(self, alias: Any) -> None:
         self.__dict__["_made_as"] = alias
         args = get_args(alias)
-        if self.model is None and len(args) == 1:
-            self.model = _concrete(args[0])
+        told = _concrete(args[0]) if len(args) == 1 else None
+        if self.model is None:
+            self.model = told
             values_of(self.model)
+        elif told not in (None, self.model, Optional[self.model]) and (  # noqa: UP045
+            self.model is not self._declared
+        ):
+            # Kept, since typing swallows what is raised here from Python 3.12 on.
+            self._refused = InvalidWiring(
+                f"{type(self).__name__}[{_name(told)}](..., model={_name(self.model)}) names two "
+                "models; give one of them, or both the same",
+                name="model",
+            )
+            raise self._refused
+
+    def __repr__(self) -> str:
+        model = "" if self.model is None else f", model={_name(self.model)}"
+        ttl = f", default_ttl={self.default_ttl!r}"
+        return f"{type(self).__name__}(namespace={self.namespace!r}{model}{ttl})"
 
     @property
     def _values(self) -> Values:
+        if self._refused is not None:
+            raise self._refused
         return values_of(self.model)
 
     async def get(self, identifier: Identifier, params: Params | None = None) -> T | None:
@@ -281,7 +300,7 @@ class CacheService(Generic[T]):
         allowance: Allowance,
     ) -> Landing:
         lease = None
-        if self._lease_ms is not None and allowance.left > 0:
+        if self._lease_ms is not None and allowance.left > 0 and self._calls.runs_scripts:
             lease = Lease(self._calls, self.redis, key, self._lease_ms, self._budget)
             found = await lease.claim(allowance)
             if found is not None and found is not FAILED:
@@ -343,6 +362,10 @@ def _own(value: Any) -> Any:
         return copy.deepcopy(value)
     except Exception:  # whatever the value's own copying raises
         return value
+
+
+def _name(model: Any) -> str:
+    return model.__qualname__ if isinstance(model, type) else str(model)
 
 
 def _concrete(argument: Any) -> Any:

@@ -38,7 +38,9 @@ def get_ttl_with_jitter(
     and a share that is not from [0, 1).
     """
     in_seconds(base_ttl)
-    if isinstance(jitter_percent, bool) or not 0 <= jitter_percent < 1:
+    share: object = jitter_percent
+    number = isinstance(share, int | float) and not isinstance(share, bool)
+    if not number or not 0 <= jitter_percent < 1:
         raise InvalidTtl(
             f"jitter_percent is {jitter_percent!r}; it is a share of the TTL, from 0 to below 1 "
             "(0.1 is ten percent)",

@@ -28,16 +28,15 @@ import json
 from collections.abc import Callable
 from functools import lru_cache, partial
 from math import isfinite
-from typing import Any, Final
+from typing import Any, Final, ForwardRef
 
 import pydantic
 from pydantic import Secret, SecretBytes, SecretStr, TypeAdapter
 from pydantic_core import to_json
 
-from fastapi_rc.errors import ValueNotCacheable
+from fastapi_rc.errors import InvalidWiring, ValueNotCacheable
 from fastapi_rc.typenames import adapter_of, is_data, name_of, type_of
 from forze.application.integrations.cached.values import same
-from forze.errors import ConfigurationError
 
 _ATOMS: Final = frozenset((str, int, bool, type(None)))
 
@@ -49,7 +48,7 @@ class Unreadable(Exception):
 class Values:
     """The values of one service: of ``model`` where there is one, and plain ones.
 
-    Raises ``ConfigurationError`` for a model that pydantic does not know.
+    Raises :class:`InvalidWiring` for a model that pydantic does not know.
     """
 
     __slots__ = ("_adapter", "_exact", "_model", "_read")
@@ -113,6 +112,8 @@ def values_of(model: Any) -> Values:
     """The values of a model, made once for each."""
     try:
         return _values_of(model)
+    except InvalidWiring:
+        raise
     except TypeError:  # an annotation that cannot be hashed
         return Values(model)
 
@@ -126,10 +127,15 @@ def is_lease(stored: str | bytes) -> bool:
 
 
 def _checked_adapter(model: Any) -> TypeAdapter[Any]:
+    if isinstance(model, str | ForwardRef):
+        raise InvalidWiring(
+            f"the model is {model!r}, a name: give the model itself, such as model=User",
+            name="model",
+        )
     try:
         return adapter_of(model)
     except (pydantic.PydanticUserError, pydantic.errors.PydanticUndefinedAnnotation) as error:
-        raise ConfigurationError(
+        raise InvalidWiring(
             f"the model {model!r} is none that pydantic knows ({error}); give a model, a "
             "dataclass, or an annotation made of them",
             name="model",

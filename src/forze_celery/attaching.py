@@ -27,6 +27,7 @@ from celery._state import connect_on_app_finalize
 
 from forze.application.execution import ExecutionRuntime, Portal
 from forze.errors import ConfigurationError, ValidationError
+from forze_celery.failures import carry_errors
 from forze_celery.passport import HEADER, Passport
 from forze_celery.portal import TaskPortal
 
@@ -56,6 +57,9 @@ def attach_portal(
     From here on every message that this process publishes says which tenant and principal were
     bound, and a task has exactly those bound while it runs: none, where none were. A message
     whose header is malformed is not run; its task fails with ``ValidationError``.
+
+    An error of forze that a task fails with is what ``AsyncResult.get()`` raises, with its data,
+    where both the worker's application and the one that asks have a portal.
 
     The same call again gives the same portal; another runtime for the same application raises
     ``ConfigurationError``.
@@ -96,9 +100,10 @@ def _connect(app: Celery) -> None:
         (signals.worker_shutdown, _close),
     ):
         signal.connect(receiver)
-    _refuse_malformed(app)
-    # The processes of a pool that spawns instead of forking run a copy of the application.
-    connect_on_app_finalize(_refuse_malformed)
+    for prepare in (_refuse_malformed, carry_errors):
+        prepare(app)
+        # The processes of a pool that spawns instead of forking run a copy of the application.
+        connect_on_app_finalize(prepare)
 
 
 # -- messages and their tasks ------------------------------------------------

@@ -62,6 +62,7 @@ def test_other_identifiers_are_type_errors(identifier: Any) -> None:
     with pytest.raises(TypeError, match="identifier") as caught:
         build_cache_key("users", identifier)
     assert isinstance(caught.value, ValidationError)
+    assert "text, whole numbers or UUIDs (enum members of these)" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,14 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from fakeredis import FakeAsyncRedis
 from redis.asyncio import Redis
 
+from fastapi_rc.calls import calls_of
 from fastapi_rc.errors import InvalidTtl
 from fastapi_rc.service import CacheService
+from fastapi_rc.ttl import NO_EXPIRY
+from forze.testing.servers import ValkeyServer
 
 pytestmark = pytest.mark.usefixtures("patient")
 
@@ -179,3 +183,98 @@ async def test_without_an_answer_the_factory_runs_here(
 def test_a_lease_is_a_time(redis: Redis, lease: Any) -> None:
     with pytest.raises(InvalidTtl, match="lease"):
         CacheService(redis, "users", lease=lease)
+
+
+# -- a server that refuses scripts ---------------------------------------------------
+
+
+@pytest.fixture(params=["NOPERM", "fakeredis"])
+async def scriptless(
+    request: pytest.FixtureRequest, valkey: ValkeyServer, valkey_dsn: str
+) -> AsyncIterator[Redis]:
+    """A client whose server runs no scripts, and says so in its way."""
+    if request.param == "fakeredis":
+        async with FakeAsyncRedis() as fake:
+            yield fake
+        return
+    valkey.ask("ACL", "SETUSER", "scriptless", "on", "nopass", "~*", "&*", "+@all", "-@scripting")
+    async with Redis.from_url(valkey_dsn, username="scriptless", password="") as client:
+        yield client
+    valkey.ask("ACL", "DELUSER", "scriptless")
+
+
+async def test_where_scripts_are_refused_values_are_stored_without_leases(
+    scriptless: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = CacheService[Any](scriptless, "users", lease=600)
+    other = CacheService[Any](scriptless, "orders", lease=600)
+    async with asyncio.timeout(20):
+        with caplog.at_level(logging.WARNING, "fastapi_rc"):
+            assert await cache.get_or_set("1", lambda: "made", ttl=60) == "made"
+            assert await scriptless.get(KEY) == b'"made"'
+            assert 0 < await scriptless.ttl(KEY) <= 60
+            await scriptless.set("cache:v1:orders:1", "!somebody", px=600_000)
+            assert await other.get_or_set("1", lambda: "made") == "made"
+            assert await other.get_or_set("1", lambda: "again") == "made"
+            stands = await other.get_or_set("2", lambda: scriptless.exists("cache:v1:orders:2"))
+            assert stands == 0, "a lease was written"
+    assert len(caplog.records) == 1
+    assert "without leases" in caplog.text
+
+
+async def test_where_scripts_are_refused_no_lease_is_left(scriptless: Redis) -> None:
+    cache = CacheService[Any](scriptless, "users", lease=600)
+    with pytest.raises(ZeroDivisionError):
+        await cache.get_or_set("1", lambda: 1 // 0)
+    assert await scriptless.keys() == []
+
+
+async def test_a_refusal_ends_the_leases_under_way(scriptless: Redis) -> None:
+    waiter = CacheService[Any](scriptless, "users", lease=600)
+    held = {number: Held() for number in ("1", "2", "3")}
+    makers = {
+        number: asyncio.create_task(waiter.get_or_set(number, each, ttl=NO_EXPIRY))
+        for number, each in held.items()
+    }
+    for each in held.values():
+        await each.begun.wait()
+    await scriptless.set("cache:v1:users:4", "!somebody", px=600_000)
+    waiting = asyncio.create_task(waiter.get_or_set("4", lambda: "mine"))
+    await scriptless.set("cache:v1:users:3", "written")
+    async with asyncio.timeout(20):
+        for number, each in held.items():
+            each.ends.set_result(f"made {number}")
+            assert await makers[number] == f"made {number}"
+        assert await waiting == "mine"
+    assert await scriptless.get("cache:v1:users:2") == b'"made 2"'
+    assert await scriptless.get("cache:v1:users:3") == b"written"
+    assert await scriptless.get("cache:v1:users:4") == b'"mine"'
+
+
+async def test_a_refused_extension_frees_the_key_while_the_factory_runs(scriptless: Redis) -> None:
+    cache = CacheService[Any](scriptless, "users", lease=1.5)
+    held = Held()
+    caller = asyncio.create_task(cache.get_or_set("1", held))
+    await held.begun.wait()
+    assert await scriptless.exists(KEY)
+    lasts = asyncio.get_running_loop().time() + 20
+    left = 1500
+    while await scriptless.exists(KEY) and asyncio.get_running_loop().time() < lasts:
+        left = await scriptless.pttl(KEY)
+        await asyncio.sleep(0.01)
+    assert left > 300, "it lapsed"
+    held.ends.set_result("made")
+    assert await caller == "made"
+    assert await cache.get("1") == "made"
+
+
+async def test_what_a_script_is_refused_for_once_is_no_refusal_of_scripts(redis: Redis) -> None:
+    cache = CacheService[Any](redis, "users", lease=600)
+    held = Held()
+    caller = asyncio.create_task(cache.get_or_set("1", held))
+    await held.begun.wait()
+    await redis.delete(KEY)
+    await redis.rpush(KEY, "a list")
+    held.ends.set_result("made")
+    assert await caller == "made"
+    assert calls_of(redis).runs_scripts

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from fakeredis import FakeAsyncRedis, FakeServer
 from pydantic import RedisDsn
+from redis import Redis as SyncRedis
 from redis import exceptions as driver
 from redis.asyncio import Redis, RedisCluster
 
@@ -213,6 +214,38 @@ def test_what_init_refuses(arguments: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigurationError, match=named):
         manager.init(**{"redis_url": "redis://localhost", **arguments})
     assert not manager.is_available
+
+
+def test_options_of_redis_py_in_the_url_are_named_and_where_they_go() -> None:
+    where = r"unknown parameters \(max_connections\); use the arguments of CacheManager.init"
+    with pytest.raises(ConfigurationError, match=where):
+        CacheManager().init("redis://localhost?max_connections=3")
+
+
+async def _fixture() -> Any: ...
+
+
+async def _generating_fixture() -> AsyncIterator[None]:
+    yield
+
+
+@pytest.mark.parametrize(
+    ("client", "says"),
+    [
+        (_fixture, "is a coroutine: await it; .* set asyncio_mode=auto"),
+        (_generating_fixture, "is an async_generator: await it; .* set asyncio_mode=auto"),
+        (lambda: 5, "not an int"),
+        (dict, "not a dict"),
+        (lambda: FakeAsyncRedis, "not <class .*FakeRedis"),
+        (SyncRedis, "not a redis.client.Redis"),
+    ],
+)
+async def test_what_cannot_stand_in_for_the_client(client: Any, says: str) -> None:
+    manager = CacheManager()
+    with pytest.raises(TypeError, match=says) as refused:
+        manager._client = client()
+    assert isinstance(refused.value, ConfigurationError)
+    assert manager._client is None
 
 
 async def test_a_refused_init_leaves_the_client_that_was(

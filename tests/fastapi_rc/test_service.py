@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 import pytest
 from fakeredis import FakeAsyncRedis
+from pydantic import BaseModel
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -19,6 +20,7 @@ from fastapi_rc.calls import calls_of
 from fastapi_rc.circuit import Circuit
 from fastapi_rc.errors import InvalidName
 from fastapi_rc.service import CacheService
+from forze.errors import ConfigurationError
 from forze.testing.proxy import RespProxy, command
 from forze.testing.servers import ValkeyServer
 
@@ -270,3 +272,71 @@ class OfAnotherLoop(FakeAsyncRedis):
 async def test_a_client_of_another_loop_is_a_miss() -> None:
     async with OfAnotherLoop() as client:
         await check_every_call_without_a_server(CacheService[Any](client, "users"))
+
+
+# -- how it is made ------------------------------------------------------------------
+
+
+M = TypeVar("M")
+
+
+class User(BaseModel):
+    id: int
+
+
+class Order(BaseModel):
+    id: int
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (lambda redis: CacheService(None, "n"), "must be an asyncio client .* not None"),
+        (lambda redis: CacheService("redis://h", "n"), "not a str"),
+        (
+            lambda redis: CacheService[Any](redis, "n", model="User"),  # type: ignore[arg-type]
+            "'User', a name: .* itself",
+        ),
+    ],
+)
+def test_what_no_service_is_made_of(redis: Redis, made: Callable[[Any], Any], says: str) -> None:
+    with pytest.raises(TypeError, match=says) as refused:
+        made(redis)
+    assert isinstance(refused.value, ConfigurationError)
+
+
+async def test_two_models_are_refused(redis: Redis) -> None:
+    with pytest.raises(TypeError, match=r"CacheService\[User\].*model=Order\) names two models"):
+        await CacheService[User](redis, "n", model=Order).set("1", User(id=1))  # type: ignore[arg-type]
+    for same in (
+        CacheService[User](redis, "n", model=User),
+        CacheService[User | None](redis, "n", model=User),
+        CacheService[Any](redis, "n", model=User),
+    ):
+        assert await same.set("1", User(id=1))
+
+
+class Lists(CacheService[list[M]], Generic[M]):
+    """A service whose model is made of its parameter."""
+
+
+async def test_a_parameter_of_a_subclass_is_no_second_model(redis: Redis) -> None:
+    assert await Lists[int](redis, "n").set("1", [1])
+
+
+async def test_two_models_are_refused_where_typing_swallows_it(redis: Redis) -> None:
+    cache = CacheService[Any](redis, "n", model=User)
+    with pytest.raises(TypeError):
+        cache.__orig_class__ = CacheService[Order]
+    with pytest.raises(TypeError, match="names two models"):
+        await cache.set("1", Order(id=1))
+
+
+def test_its_repr_says_what_it_is_of() -> None:
+    redis = Redis.from_url("redis://user:geheim@localhost/0")
+    cache = CacheService[list[User]](redis, "users", default_ttl=600)
+    named = f"model=list[{__name__}.User]"
+    assert repr(cache) == f"CacheService(namespace='users', {named}, default_ttl=600)"
+    users = CacheService(redis, "users", model=User)
+    assert repr(users) == "CacheService(namespace='users', model=User, default_ttl=300)"
+    assert repr(CacheService(redis, "x")) == "CacheService(namespace='x', default_ttl=300)"

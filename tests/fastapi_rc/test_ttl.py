@@ -109,3 +109,10 @@ def test_jitter_of_short_and_endless_lives() -> None:
 def test_jitter_refuses_what_makes_no_ttl(base: int, share: float) -> None:
     with pytest.raises(InvalidTtl):
         get_ttl_with_jitter(base, share)
+
+
+@pytest.mark.parametrize("share", ["x", None, True])
+def test_a_share_that_is_no_number_is_a_type_error(share: Any) -> None:
+    with pytest.raises(TypeError, match=r"jitter_percent is .* a share of the TTL") as refused:
+        get_ttl_with_jitter(300, share)
+    assert isinstance(refused.value, InvalidTtl)

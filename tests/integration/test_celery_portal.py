@@ -14,7 +14,8 @@ import pytest
 from celery import Celery, signals
 from celery.app.trace import build_tracer
 from celery.concurrency.thread import TaskPool
-from celery.exceptions import Retry
+from celery.exceptions import Retry, SecurityError
+from tests.unit.test_errors import EVERY
 
 from forze.application.contracts.tenancy import (
     bind_deadline,
@@ -32,8 +33,9 @@ from forze.application.execution import (
     LifecycleStep,
     Portal,
 )
-from forze.errors import ConfigurationError, ValidationError
+from forze.errors import BackendUnavailable, ConfigurationError, ForzeError, ValidationError
 from forze_celery import attach_portal
+from forze_celery.failures import KEY
 from forze_celery.passport import HEADER, Passport
 from forze_memory import MemoryDepsModule
 
@@ -300,6 +302,48 @@ def test_a_bound_task_knows_its_request_in_the_portal(
     task = app.task(mine, shared=False, name="mine", bind=True)
     assert received(task, "x", id="17", retries=2) == ["17", 2, "mine", "x"]
     assert task("y")[0] is None, "called as a function it has no request"
+
+
+# -- failures ------------------------------------------------------------------------
+
+
+def read_back(app: Celery, error: Exception) -> Any:
+    """The error as whoever asks for the result gets it, by way of JSON."""
+    backend = app.backend
+    stored = backend.encode(backend.prepare_exception(error, "json"))
+    return backend.exception_to_python(backend.decode(stored))
+
+
+@pytest.mark.parametrize("error", EVERY, ids=lambda error: type(error).__name__)
+def test_an_error_comes_back_whole_with_the_result(
+    app: Celery, portal: Portal, error: ForzeError
+) -> None:
+    back = read_back(app, error)
+    assert type(back) is type(error)
+    assert str(back) == str(error) == back.args[0]
+    assert vars(back) == vars(error)
+
+
+def test_a_question_for_its_own_process_stays_there(app: Celery, portal: Portal) -> None:
+    async def whether() -> bool:
+        return True
+
+    error = BackendUnavailable("lost", backend="postgres", outcome="unknown")
+    error.still_running = whether
+    assert read_back(app, error).still_running is None
+
+
+def test_what_is_no_error_of_ours_comes_back_as_celery_has_it(app: Celery, portal: Portal) -> None:
+    assert repr(read_back(app, KeyError("lamp"))) == "KeyError('lamp')"
+    for module, name in (("os", "system"), ("absent", "NotFoundError"), ("builtins", "KeyError")):
+        stored = {"exc_module": module, "exc_type": name, "exc_message": ["text"]}
+        forged = {**stored, KEY: {"message": "text"}}
+        try:
+            read = app.backend.exception_to_python(forged)
+        except SecurityError:
+            continue
+        assert not isinstance(read, ForzeError)
+        assert read.args == ("text",)
 
 
 # -- processes -----------------------------------------------------------------------

@@ -26,7 +26,12 @@ worker.conf.update(
     task_publish_retry=False,
     worker_prefetch_multiplier=1,
     broker_connection_retry_on_startup=True,
-    broker_transport_options={"max_retries": 1, "interval_start": 0},  # of who publishes
+    broker_transport_options={  # of who publishes: two seconds at most, in a thread of its own
+        "max_retries": 1,
+        "interval_start": 0,
+        "socket_timeout": 1.0,
+        "socket_connect_timeout": 1.0,
+    },
     beat_schedule={"rounds": {"task": "app.tasks.rounds", "schedule": 1.0}},
 )
 portal = attach_portal(worker, build_runtime)

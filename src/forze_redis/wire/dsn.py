@@ -35,12 +35,9 @@ _KNOWN = (
 _SENTINEL_PORT = 26379
 _PORT = 6379
 _FORMS = (
-    "redis://[user:password@]host[:port][/db], rediss:// (TLS), valkey://, valkeys:// (TLS), "
-    "redis+sentinel://[user:password@]host[:port],host[:port]/service[/db] (TLS: "
-    "rediss+sentinel://; a password of the sentinels: ?sentinel_password=), "
-    "redis+cluster://[user:password@]host[:port],host[:port] (TLS: rediss+cluster://), "
-    "unix://[user:password@]/path/to/socket[?db=0]; "
-    "percent-encode special characters in user and password"
+    "redis://[user:password@]host[:port][/db], rediss:// (TLS), unix:///path[?db=0], "
+    "redis+sentinel://host,host/service[/db], redis+cluster://host,host; "
+    "special characters in user and password are percent-encoded"
 )
 _PARTS = {"connection_class", "host", "port", "path", "db", "username", "password"}
 _TLS = {"ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname"}
@@ -114,8 +111,11 @@ class Endpoint:
         return context
 
 
-def parse_dsn(dsn: str, config: RedisConfig) -> Endpoint:
-    """The endpoint of ``dsn``, with the credentials and TLS files of ``config``."""
+def parse_dsn(dsn: str, config: RedisConfig, *, instead: str = "RedisConfig") -> Endpoint:
+    """The endpoint of ``dsn``, with the credentials and TLS files of ``config``.
+
+    ``instead`` is what its parameters that are none should be given to.
+    """
     plain, sentinels, seeds = _apart(str(dsn))
     try:
         url = urlsplit(plain)
@@ -124,7 +124,10 @@ def parse_dsn(dsn: str, config: RedisConfig) -> Endpoint:
         _malformed(dsn, "it cannot be taken apart")
     scheme = _SCHEMES.get(url.scheme)
     if scheme is None or not plain.startswith(f"{url.scheme}://"):
-        _malformed(dsn, f"the schemes are {', '.join(f'{each}://' for each in _KNOWN)}")
+        _malformed(
+            dsn,
+            f"the schemes are {', '.join(_SCHEMES)}, and all but unix with +sentinel or +cluster",
+        )
     if url.fragment:
         _malformed(dsn, "it holds a '#'")
     if scheme == "unix" and (url.hostname or len(url.path) < 2):
@@ -137,7 +140,7 @@ def parse_dsn(dsn: str, config: RedisConfig) -> Endpoint:
         _malformed(dsn, "a parameter after '?' has no valid value")
     unknown = sorted(parts.keys() - _PARTS - (_TLS if scheme == "rediss" else set()))
     if unknown:
-        _malformed(dsn, f"it has unknown parameters ({', '.join(unknown)}); use RedisConfig")
+        _malformed(dsn, f"it has unknown parameters ({', '.join(unknown)}); use {instead}")
     if parts.get("db", 0) < 0:
         _malformed(dsn, "db is below zero")
     if seeds and parts.get("db", 0) > 0:
@@ -243,7 +246,7 @@ def _cut(dsn: str) -> tuple[str, str, str]:
 
 def _malformed(dsn: object, why: str) -> NoReturn:
     raise ConfigurationError(
-        f"the Redis DSN {redacted(str(dsn))!r} cannot be used: {why}. Accepted are {_FORMS}",
+        f"the Redis DSN {redacted(str(dsn))!r} cannot be used: {why}. The forms: {_FORMS}",
         name="dsn",
         known=_KNOWN,
     ) from None
