@@ -28,7 +28,7 @@ SLIDING_CACHE = CacheSpec(
     early_refresh_beta=1.0,
 )
 
-PATIENCE = timedelta(seconds=20)
+PATIENCE = timedelta(seconds=10)
 """Nothing a battery waits for takes this long where the backend works."""
 
 
