@@ -25,7 +25,7 @@ from forze.errors import WriteOutcome
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 1.0
 _UNATTENDED_SECONDS = 1.0
-_ASKING: ContextVar[bool] = ContextVar("fastapi_rc_asking", default=False)
+_ASKING: ContextVar[bool] = ContextVar("forze_rc_asking", default=False)
 _logger = logging.getLogger("fastapi_rc")
 
 

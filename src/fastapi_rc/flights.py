@@ -82,7 +82,7 @@ class Flight:
 
 Table = dict[str, Flight]
 
-_inside: ContextVar[Flight | None] = ContextVar("fastapi_rc_flight", default=None)
+_inside: ContextVar[Flight | None] = ContextVar("forze_rc_flight", default=None)
 
 
 class Flights:

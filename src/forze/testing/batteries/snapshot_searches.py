@@ -317,7 +317,8 @@ class SnapshotSearchFailures:
                 await query.find_snapshot(**other, after=page.next_cursor)
             assert caught.error.field == "after"
         cursor = page.next_cursor or ""
-        for wrong in (cursor[:-1], cursor + "A", "A" + cursor[1:], ""):
+        another = ("B" if cursor.startswith("A") else "A") + cursor[1:]
+        for wrong in (cursor[:-1], cursor + "A", another, ""):
             with refused(ValidationError, "not a cursor of yours") as caught:
                 await query.find_snapshot(**asked, after=wrong)
             assert caught.error.field == "after"
