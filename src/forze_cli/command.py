@@ -30,7 +30,7 @@ PARTS = {
     "celery": "Celery: background and scheduled tasks (its broker is Redis or Valkey)",
     "docker": "Docker: an image, and a compose file with all that it needs",
     "database": "PostgreSQL: documents",
-    "auth": "users who sign in and out",
+    "auth": "Sign-in: users with passwords, who sign in and out",
 }
 USUAL = Parts(redis=True)
 """What is in without being asked for."""
@@ -89,7 +89,7 @@ def new(
 
 @app.command(
     context_settings={"allow_interspersed_args": False},
-    epilog="forze servers --redis --postgres -- uvicorn app.main:app",
+    epilog="In a project: uv run forze servers --redis --postgres -- uvicorn app.main:app",
 )
 def servers(
     command: Annotated[list[str], typer.Argument(help="What to run, and its arguments.")],
@@ -146,7 +146,8 @@ def _can_ask() -> bool:
 def _ask_name() -> str:
     if not _can_ask():
         raise typer.BadParameter("say its name: forze new NAME")
-    return str(typer.prompt("Name of the project", err=True, value_proc=_answered_name))
+    ask = partial(typer.prompt, default="", show_default=False)  # nothing is an answer, too
+    return str(ask("Name of the project", err=True, value_proc=_answered_name))
 
 
 def _answered_name(answer: str) -> str:
@@ -179,7 +180,10 @@ def _progress(doing: str) -> AbstractContextManager[object]:
 
 def _say_what_next(project: Project, target: Path) -> None:
     parts = ", ".join(project.parts.chosen()) or "nothing but FastAPI"
-    lines = [f"made {project.name} with {parts}", ""]
+    lines = [f"made {project.name} with {parts}"]
+    if not project.parts.chosen() and not _can_ask():
+        lines += ["(what it can have: forze new --help)"]
+    lines += [""]
     for command, purpose in (
         (f"cd {shlex.quote(os.path.relpath(target))}", ""),
         ("just dev", "serve it at http://127.0.0.1:8000, with the servers it needs"),

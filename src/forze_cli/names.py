@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import keyword
 import re
+import unicodedata
 
 from forze.errors import ValidationError
 
@@ -47,6 +48,8 @@ def slug_of(name: str) -> str:
 
 
 def _problem(name: str) -> str | None:
+    if not name:
+        return "it is empty"
     if "/" in name or "\\" in name:
         return "it is a path; name the folder it goes into with --into"
     if not _NAME.fullmatch(name):
@@ -65,7 +68,10 @@ def _problem(name: str) -> str | None:
 
 def _suggestion(name: str) -> str | None:
     last = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
-    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", last)[:MAX_LENGTH]
+    letters = "".join(
+        c for c in unicodedata.normalize("NFKD", last) if not unicodedata.combining(c)
+    )
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", letters)[:MAX_LENGTH]
     plain = re.sub(r"^[^A-Za-z]+|[-_]+$", "", plain)
     for candidate in (plain, f"my-{plain.lower()}"):
         if _problem(candidate) is None:

@@ -6,6 +6,7 @@ code of its own (no tasks, no extensions: Copier refuses them here), needs no ne
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from forze.errors import ConfigurationError
 from forze_cli.names import check_name, slug_of
 
 TEMPLATE = Path(__file__).with_name("template")
-PYTHON_VERSION = "3.11"
+PYTHON_VERSION = "{}.{}".format(*sys.version_info)  # it is there, and projects run on one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

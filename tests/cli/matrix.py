@@ -146,7 +146,7 @@ def _live_in(parts: Parts, directory: Path) -> Line:
         _run(["just", "setup"], project)
         if parts == TIMED:
             said = f"first hit after {_seconds_to_first_hit(project, began):.0f} s; "
-        said += _run(["just", "test", "-q"], project).strip().splitlines()[-1]
+        said += _run(["just", "test", "-q", "-W", "error"], project).strip().splitlines()[-1]
         if parts == FULLEST:
             said += "; " + _run(["just", "lint"], project).strip().splitlines()[-1]
 

@@ -81,6 +81,7 @@ def problems(directory: Path, parts: Parts) -> Iterator[str]:
     optional = {
         "app/core/redis.py": parts.redis,
         "app/core/rate_limit.py": parts.redis,
+        "app/core/sessions.py": parts.redis,
         "app/core/celery.py": parts.celery,
         "Dockerfile": parts.docker,
         ".dockerignore": parts.docker,

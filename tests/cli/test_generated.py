@@ -40,10 +40,12 @@ CACHED_AND_SIGNED_IN = {
     "test_the_second_read_is_from_the_cache",
     "test_what_was_cached_before_a_write_is_not_read_after_it",
     "test_articles_are_there_while_redis_is_away",
+    "test_articles_do_not_wait_for_redis_while_it_is_silent",
     "test_too_many_writes_are_refused",
     "test_redis_answers",
     "test_redis_is_down",
     "test_all_sessions_of_a_user_are_ended_at_once",
+    "test_nobody_is_signed_out_while_redis_is_away",
     "test_passwords_cannot_be_tried_without_end",
     "test_a_wrong_name_takes_as_long_as_a_wrong_password",
 }
@@ -67,6 +69,14 @@ def test_a_project_passes_its_own_tests(tmp_path: Path, parts: Parts, promised: 
 
     assert done.returncode == 0
     assert promised <= set(re.findall(r"^PASSED tests/\w+\.py::(\w+)", done.stdout, re.M))
+
+
+def test_a_project_runs_on_the_python_that_made_it(tmp_path: Path) -> None:
+    project = made(tmp_path, Parts(docker=True))
+
+    this = "{}.{}".format(*sys.version_info)
+    assert f'requires-python = "=={this}.*"' in (project / "pyproject.toml").read_text()
+    assert f"FROM python:{this}-slim" in (project / "Dockerfile").read_text()
 
 
 def test_what_is_scheduled_is_known_to_workers(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from forze_cli.names import MAX_LENGTH, check_name, slug_of
         ("a--b__c", "a_b_c"),
         ("a" * MAX_LENGTH, "a" * MAX_LENGTH),
         ("calendar", "calendar"),
+        ("sqlalchemy", "sqlalchemy"),  # no project needs it
+        ("con", "con"),
     ],
 )
 def test_a_good_name(name: str, slug: str) -> None:
@@ -30,14 +32,15 @@ def test_a_good_name(name: str, slug: str) -> None:
 @pytest.mark.parametrize(
     ("name", "why", "better"),
     [
-        ("", "has letters", "my-shop"),
+        ("", "it is empty", "my-shop"),
         ("1shop", "begins with a letter", "shop"),
         ("-shop", "begins with a letter", "shop"),
         (".shop", "begins with a letter", "shop"),
         ("shop-", "ends with", "shop"),
         ("my shop", "has letters", "my-shop"),
         ("shop\n", "has letters", "shop"),
-        ("größe", "has letters", "gr-e"),
+        ("größe", "has letters", "gro-e"),
+        ("ünïcode", "has letters", "unicode"),
         ("shop.py", "has letters", "shop-py"),
         ("{{ shop }}", "has letters", "shop"),
         ("..", "has letters", "my-shop"),

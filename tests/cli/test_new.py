@@ -62,6 +62,9 @@ def test_without_a_terminal_nothing_is_asked_and_all_is_out(here: Path, forze: F
     done = forze("new", "shop")
 
     assert done.exit_code == 0
+    assert done.stdout.startswith(
+        "made shop with nothing but FastAPI\n(what it can have: forze new"
+    )
     assert "app/core/redis.py" not in contents(here / "shop")
 
 

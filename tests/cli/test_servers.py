@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -45,6 +47,20 @@ print("ready", flush=True)
 sys.stdin.readline()
 print("signals:", len(received), flush=True)
 sys.exit(5)
+"""
+LEAVE = """
+sh -c 'trap "echo told >&2; exit" TERM; echo left; while :; do sleep 0.02; done' &
+read -r _ || true
+wait
+"""
+"""A shell that says when its child is there; the child says when it was told to end."""
+SHUT_DOWN = """
+import os, pathlib, redis, time
+with redis.Redis.from_url(os.environ["REDIS_CONNECTION_URL"]) as client:
+    client.shutdown(nosave=True)
+until = time.monotonic() + 30
+while not pathlib.Path("told").exists() and time.monotonic() < until:
+    time.sleep(0.01)
 """
 PRINT = "import os, sys; print(*(os.environ.get(each) for each in sys.argv[1:]))"
 ALL = ("REDIS_CONNECTION_URL", "CELERY_BROKER_URL", "DATABASE_URL")
@@ -132,6 +148,73 @@ def test_signals_are_the_command_s(here: Path) -> None:
     assert process.returncode == 5
     with pytest.raises(AssertionError, match="refused"):
         _connect(told.strip().removeprefix("REDIS_CONNECTION_URL="))
+
+
+@pytest.mark.parametrize("signalled", [True, False], ids=["signalled", "ended"])
+def test_what_the_command_leaves_behind_ends_before_the_servers(
+    here: Path, signalled: bool
+) -> None:
+    with subprocess.Popen(
+        [*COMMAND, "--redis", "--", "bash", "-c", LEAVE if signalled else LEAVE[: -len("wait\n")]],
+        text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "left\n"
+        if signalled:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE_SECONDS) == 128 + signal.SIGTERM
+        _, said = process.communicate("\n", timeout=PATIENCE_SECONDS)
+
+    assert process.returncode == (128 + signal.SIGTERM if signalled else 0)
+    assert "told" in said.splitlines()
+
+
+def test_what_hears_no_request_to_end_is_killed(
+    here: Path, forze: Forze, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forze_cli.serving._GRACE_SECONDS", 0.05)
+    monkeypatch.setattr("forze_cli.serving._in_foreground", lambda: False)
+    monkeypatch.setattr("forze_cli.serving._reads_terminal", lambda: False)
+    os.mkfifo("held")
+    held = os.open("held", os.O_RDONLY | os.O_NONBLOCK)
+    deaf = "(trap '' TERM; : > deaf; exec sleep 60) > held &"
+
+    try:
+        command = ["sh", "-c", f"{deaf} until [ -e deaf ]; do sleep 0.01; done"]
+        assert forze("servers", "--redis", "--", *command).exit_code == 0
+        assert select.select([held], [], [], 5)[0]
+        assert os.read(held, 1) == b""  # nobody holds the other end
+    finally:
+        os.close(held)
+
+
+def test_at_a_terminal_the_command_owns_it(here: Path) -> None:
+    ask = ["sh", "-c", "read -r answer </dev/tty; echo heard $answer"]
+    piped = f"true | {shlex.join([*COMMAND, '--celery', '--', *ask])}"  # a pager would be the like
+    with Terminal("servers", "--redis", "--", "bash", "-ic", piped, directory=here) as terminal:
+        terminal.wait_for("CELERY_BROKER_URL")
+        terminal.type("you\n")
+        terminal.wait_for("heard you")
+        assert terminal.end() == 0
+
+
+def test_a_server_that_ends_meanwhile_is_said_so(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    told: list[str] = []
+
+    def say(line: str) -> None:
+        told.append(line)
+        if "has ended" in line:
+            (here / "told").touch()
+
+    assert serve(ALL[:2], [sys.executable, "-c", SHUT_DOWN], say=say) == 0
+    assert told[2:] == [
+        "forze servers: Valkey has ended; nothing is at REDIS_CONNECTION_URL, CELERY_BROKER_URL "
+        "any more"
+    ]
+    assert capfd.readouterr().err == ""
 
 
 def test_ctrl_c_reaches_the_command_once(here: Path) -> None:

@@ -34,6 +34,18 @@ def test_questions_have_sensible_answers(here: Path) -> None:
     assert not (here / "shop" / "app" / "core" / "celery.py").exists()
 
 
+def test_an_empty_name_is_asked_for_again(here: Path) -> None:
+    with Terminal("new", "--no-redis", directory=here) as terminal:
+        terminal.wait_for("Name of the project")
+        terminal.type("\n")
+        terminal.wait_for("it is empty")
+        terminal.wait_for("Name of the project: ")
+        terminal.type("shop\n")
+        assert terminal.end() == 0
+
+    assert os.listdir(here) == ["shop"]
+
+
 def test_ctrl_c_at_a_question(here: Path) -> None:
     with Terminal("new", "shop", directory=here) as terminal:
         terminal.wait_for(PARTS["redis"])

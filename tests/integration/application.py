@@ -22,7 +22,7 @@ TEMPLATE = Path(forze_cli.__file__).parent / "template" / "project" / "app"
 MODULES = {
     "core/redis.py": "core/{% if redis %}redis.py{% endif %}",
     "core/rate_limit.py": "core/{% if redis %}rate_limit.py{% endif %}",
-    "core/sessions.py": "core/{% if auth and redis %}sessions.py{% endif %}",
+    "core/sessions.py": "core/{% if redis %}sessions.py{% endif %}",
 }
 """By the name that they have in a project: where they stand in the template."""
 
