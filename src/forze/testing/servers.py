@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -98,9 +99,11 @@ class Server(ABC):
             return self
         if self._directory is None:
             self._owner = os.getpid()
-            self._directory = Path(tempfile.mkdtemp(prefix=f"forze-{self.name.lower()}-"))
-            atexit.register(self._stop_in_owner)
+            atexit.register(self._stop_in_owner)  # before there is anything, for Ctrl-C
+            name = f"forze-{self.name.lower()}-{secrets.token_hex(8)}"
+            self._directory = Path(tempfile.gettempdir()) / name
             try:
+                self._directory.mkdir(0o700)
                 self._prepare()
             except BaseException:
                 self.stop()
