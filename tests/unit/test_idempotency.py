@@ -6,7 +6,8 @@ import asyncio
 import gc
 from asyncio import CancelledError
 from collections import Counter
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from types import NoneType
@@ -26,6 +27,8 @@ from forze.application.integrations.idempotency import idempotent, payload_hash
 from forze.application.integrations.idempotency.claims import Claim
 from forze.errors import (
     BackendCorrupt,
+    BackendTimeout,
+    BackendUnavailable,
     ConfigurationError,
     IdempotencyInProgress,
     ValidationError,
@@ -193,6 +196,54 @@ async def test_a_stored_result_of_another_type_is_told() -> None:
         assert await port.run("op", "k", {}, text) == "text"
         with pytest.raises(BackendCorrupt, match="number"):
             await port.run("op", "k", {}, number)
+
+
+class Hung:
+    """A store whose server hung: it has executed the release when it comes to the claim."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self._late: tuple[Any, ...] = ()
+        self.executed = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    @asynccontextmanager
+    async def hold(self) -> AsyncIterator[Hung]:
+        yield self
+
+    async def claim(self, *question: Any) -> None:
+        self._late = question
+        raise BackendTimeout("no answer", backend="hung", outcome="unknown")
+
+    async def release(self, *claimed: Any) -> bool:
+        freed: bool = await self._store.release(*claimed)
+        if self._late:
+            await self._store.claim(*self._late)
+            self._late = ()
+            self.executed.set()
+        return freed
+
+
+async def test_what_is_claimed_after_its_release_is_freed_all_the_same() -> None:
+    runtime = ExecutionRuntime(deps=DepsPlan.from_modules(MemoryDepsModule()))
+    async with runtime.scope() as ctx:
+        port: Any = ctx.idempotency(SPEC)
+        store, hung = port._store, Hung(port._store)
+        port._store = hung
+        with pytest.raises(BackendUnavailable, match="not run"):
+            await port.begin("op", "k", "h")
+        port._store = store
+        await hung.executed.wait()
+        with pytest.raises(IdempotencyInProgress):
+            await port.begin("op", "k", "h")
+        async with asyncio.timeout(20):
+            while True:
+                with suppress(IdempotencyInProgress):
+                    assert await port.begin("op", "k", "h") is None
+                    break
+                await asyncio.sleep(0.01)
 
 
 async def test_nothing_of_what_ended_stays_in_memory() -> None:

@@ -38,6 +38,9 @@ _WATCHDOG = (
 )
 
 
+tempfile.gettempdir()  # it is looked for once, by writing a file; Ctrl-C then would leave that
+
+
 class Server(ABC):
     """One server process; a context manager that starts and stops it.
 

@@ -7,6 +7,7 @@ a task of its own, again and again until the lease ends.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -25,6 +26,9 @@ _FREEING_SECONDS = 1.0
 """How long the end of a block waits for its key to be free, before that goes on by itself."""
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0
+
+_AGAIN_SECONDS = (0.1, 0.4, 1.5, 5.0, 12.0)
+"""When a key is freed once more of which nobody knows whether it was claimed."""
 
 _log = logging.getLogger("forze")
 
@@ -84,12 +88,24 @@ class Endings:
         if freeing:
             await asyncio.wait(freeing, timeout=_FREEING_SECONDS)
 
-    def free_apart(self, claim: Claim) -> None:
-        """Free what it may have, whatever became of its request."""
+    def free_apart(self, claim: Claim, *, doubtful: bool = False) -> None:
+        """Free what it may have, whatever became of its request.
+
+        ``doubtful``: that may be executed yet, a server that hung has it in a buffer; so where
+        nothing was to be freed this is done again, in growing pauses.
+        """
         if claim.store is None:
             self._leases.end(claim)
-        else:
-            self._to_the_end(claim, self._releasing(claim))
+            return
+        release = self._releasing(claim)
+
+        async def freed() -> bool:
+            done = await release()
+            if doubtful and not done:
+                self._resolver.spawn(_again(release), name="forze-idempotency-again", wait=False)
+            return done
+
+        self._to_the_end(claim, freed)
 
     def with_owner(self, claim: Claim) -> None:
         """Watch the task it belongs to, where no block ends it."""
@@ -239,6 +255,14 @@ class _Following:
     async def after(self, outcome: Outcome, error: BackendError | None) -> None:
         """Store the answer, or go on holding the key."""
         await self._endings.with_transaction(self._claim, self._snapshot, outcome)
+
+
+async def _again(release: Callable[[], Awaitable[bool]]) -> None:
+    for pause in _AGAIN_SECONDS:
+        await asyncio.sleep(pause)
+        with contextlib.suppress(ForzeError):
+            if await release():
+                return
 
 
 def _tell(first: asyncio.Future[bool | None], result: bool | None) -> None:

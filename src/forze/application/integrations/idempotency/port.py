@@ -215,7 +215,7 @@ class StoredIdempotency:
         except AWAY as error:
             return self._without_store(claim, error)
         except BaseException:
-            self._endings.free_apart(claim)
+            self._endings.free_apart(claim, doubtful=True)
             raise
         if self._away:
             self._away = False
@@ -263,7 +263,7 @@ class StoredIdempotency:
         self, claim: Claim, error: BackendTimeout | BackendUnavailable
     ) -> IdempotencySnapshot | None:
         if claim.doubtful or error.outcome == "unknown":
-            self._endings.free_apart(claim)
+            self._endings.free_apart(claim, doubtful=True)
         else:
             self._leases.forget(claim)
         if self._spec.fail == "closed":
