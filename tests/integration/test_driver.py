@@ -83,6 +83,21 @@ async def test_over_a_cluster(valkey_cluster: ValkeyCluster) -> None:
         assert b"lib-name=redis-py" not in node.ask("CLIENT", "LIST")
 
 
+async def test_redirections_close_nobodys_connection(valkey_cluster: ValkeyCluster) -> None:
+    """Many slots have moved: redis-py closes all connections at every fifth redirection."""
+    client: Any = async_client(valkey_cluster.dsn, OPTIONS)
+    try:
+        await client.initialize()
+        slots = client.nodes_manager.slots_cache
+        primaries = list({each[0].name: each[0] for each in slots.values()}.values())
+        wrong = {each.name: primaries[at - 1] for at, each in enumerate(primaries)}
+        slots.update({slot: [wrong[each[0].name]] for slot, each in tuple(slots.items())})
+        replies = await asyncio.gather(*(client.set(f"moved:{n}", n, px=9_000) for n in range(60)))
+        assert replies == [True] * 60
+    finally:
+        await client.aclose()
+
+
 def test_a_cluster_from_one_event_loop_after_the_other(valkey_cluster: ValkeyCluster) -> None:
     client: Any = async_client(valkey_cluster.dsn, OPTIONS)
 

@@ -83,6 +83,7 @@ class WaitingCluster(RedisCluster):
             username=endpoint.username,
             password=endpoint.password,
             retry=Retry(NoBackoff(), 0),  # the next call asks the cluster for its layout
+            reinitialize_steps=0,  # each MOVED is followed; else some close all connections
             require_full_coverage=False,
             ssl=endpoint.tls is not None,
             **settings(options),
