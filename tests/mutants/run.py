@@ -41,6 +41,7 @@ LOADED_ONCE = ["pydantic", "asyncpg", "redis.asyncio.cluster", "redis.asyncio.se
                "uuid_utils.compat", "opentelemetry.sdk.metrics", "opentelemetry.sdk.trace",
                "fastapi", "httpx", "uvicorn", "pytest", "pytest_asyncio.plugin", "hypothesis",
                "anyio.pytest_plugin"]  # fmt: skip
+_ENDED = "\nexit code "  # said by the test's process: how it ends may get lost on the way here
 PLAINLY = ("-qx", "-rfE", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist")
 
 
@@ -109,7 +110,7 @@ def run(tests: list[str], source: Path, compiled: Path, output: Path) -> None:
 
     loaded = "ignore::pytest.PytestAssertRewriteWarning"
     code = pytest.main([*PLAINLY, "-W", loaded, "-o", f"pythonpath={source} {ROOT}", *tests])
-    sys.stdout.flush()
+    print(f"{_ENDED}{int(code)}", flush=True)
     os._exit(code)
 
 
@@ -125,12 +126,12 @@ def verdict(
         if process.exitcode is None:
             process.kill()
             process.join()
-        code, output = process.exitcode, said.read().decode(errors="replace")
-    if code == 0:
+        output, _, code = said.read().decode(errors="replace").strip().rpartition(_ENDED)
+    if code == "0":
         return f"NOT CAUGHT by {mutant.test}"
     if f"FAILED {mutant.test}" not in output and f"ERROR {mutant.test}" not in output:
         return f"breaks more than its test (exit code {code}):\n{output[-2000:]}"
-    if code != 1 or "error" in output.splitlines()[-1].split():
+    if code != "1" or "error" in output.splitlines()[-1].split():
         return f"its test did not fail by an assertion:\n{output[-2000:]}"
     return None
 

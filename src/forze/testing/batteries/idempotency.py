@@ -26,8 +26,6 @@ from forze.testing.batteries.refusals import refused
 
 LEASE = timedelta(seconds=30)
 LAPSE = LEASE + timedelta(seconds=1)
-SETTLED_WITHIN = timedelta(seconds=25)
-"""Before a lease ends: what is free by then was freed."""
 TTL = timedelta(hours=1)
 
 REQUESTS = IdempotencySpec(name="requests", ttl=TTL, lease=LEASE, store=(404,), headers=("x-kept",))
@@ -78,7 +76,7 @@ class IdempotencyLeg:
 
 async def settled(check: Callable[[], Awaitable[bool]]) -> None:
     """Return once ``check`` holds; what runs apart has had its time by then."""
-    async with asyncio.timeout(SETTLED_WITHIN.total_seconds()):
+    async with asyncio.timeout(PATIENCE.total_seconds()):
         while not await check():  # noqa: ASYNC110 - a store notifies nobody of its records
             await asyncio.sleep(0.01)
 
