@@ -20,7 +20,20 @@ FORBIDDEN = {
     "an issue's number": r"\b[Ii]ssue " + r"#?\d",
 }
 VAGUE = {"utils", "helpers", "common", "misc", "base", "impl"}
-TEXT = (".py", ".md", ".lua", ".toml", ".txt", ".yml", "justfile", "run", ".example", ".sql")
+TEXT = (
+    ".py",
+    ".md",
+    ".lua",
+    ".toml",
+    ".txt",
+    ".yml",
+    "justfile",
+    "run",
+    ".example",
+    ".sql",
+    ".jinja",
+    "endif %}",
+)
 
 
 @pytest.mark.parametrize("what", FORBIDDEN)

@@ -10,10 +10,10 @@ from types import ModuleType
 
 import httpx
 import pytest
-from tests.http.serving import client_of
 from tests.integration.recipes import RECIPES
 
 from forze.testing.servers import ValkeyServer
+from forze.testing.serving import client_of
 
 EXAMPLES = RECIPES / "fastapi_rc"
 NAMES = [

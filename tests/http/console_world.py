@@ -12,7 +12,6 @@ from uuid import UUID
 
 from fastapi import Depends, FastAPI, HTTPException
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
-from tests.http.serving import serving
 
 from forze.application.contracts.cache import CacheSpec, L1Spec
 from forze.application.contracts.dlock import DistributedLockSpec
@@ -28,6 +27,7 @@ from forze.application.execution import (
 )
 from forze.domain.models import BaseDTO, CreateDocumentCmd, Document, ReadDocument
 from forze.errors import CircuitOpen
+from forze.testing.serving import serving
 from forze_fastapi import console, register_exception_handlers, runtime_lifespan
 from forze_memory import MemoryDepsModule
 from forze_redis import RedisClient, RedisConfig, RedisDepsModule, redis_lifecycle_step

@@ -1,67 +1,20 @@
-"""A real uvicorn on a port of its own, in this event loop or in a process of its own."""
+"""An application behind a real uvicorn in a process of its own."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import httpx
-import uvicorn
 
-
-def _listener() -> socket.socket:
-    """Connections inherit its TCP_NODELAY, which asyncio sets on no socket made like this; else
-    each answer of a head and a body takes the 40 ms of a delayed acknowledgement."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener
-
-
-@asynccontextmanager
-async def serving(app: Any, **config: Any) -> AsyncIterator[str]:
-    """Serve ``app`` in this event loop, its lifespan included; the base address."""
-    listener = _listener()
-    settings = uvicorn.Config(
-        app, log_level="warning", lifespan="on", timeout_graceful_shutdown=5, **config
-    )
-    server = uvicorn.Server(settings)
-    # The handlers it would leave, where two servers end in the order they began, swallow Ctrl-C.
-    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
-    task = asyncio.create_task(server.serve([listener]))
-    try:
-        async with asyncio.timeout(20):
-            while not server.started:
-                if task.done():
-                    raise AssertionError(f"the application did not start: {task}")
-                await asyncio.sleep(0.005)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        with contextlib.suppress(asyncio.CancelledError):
-            async with asyncio.timeout(20):
-                await task
-        listener.close()
-
-
-@asynccontextmanager
-async def client_of(app: Any, **config: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of ``app``, which is served for as long; over real sockets."""
-    limits = httpx.Limits(max_connections=500)
-    async with (
-        serving(app, **config) as address,
-        httpx.AsyncClient(base_url=address, timeout=20, limits=limits) as client,
-    ):
-        yield client
+from forze.testing.serving import listening
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +32,7 @@ class Replica:
 @contextmanager
 def replica(factory: str, **environment: str) -> Iterator[Replica]:
     """``factory`` ("module:function") served by a process of its own, with these variables."""
-    listener = _listener()
+    listener = listening()
     process = subprocess.Popen(
         [sys.executable, "-m", "uvicorn", factory, "--factory", "--fd", str(listener.fileno()),
          "--log-level", "warning", "--timeout-graceful-shutdown", "5"],

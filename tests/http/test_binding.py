@@ -26,7 +26,6 @@ from fastapi import (
 )
 from fastapi.responses import StreamingResponse
 from tests.architecture.tree import files, shown
-from tests.http.serving import client_of, serving
 
 from forze.application.contracts.counter import CounterSpec
 from forze.application.contracts.tenancy import (
@@ -37,6 +36,7 @@ from forze.application.contracts.tenancy import (
 from forze.application.contracts.transaction import in_transaction
 from forze.application.execution import DepsPlan, ExecutionContext, ExecutionRuntime
 from forze.errors import ConfigurationError
+from forze.testing.serving import client_of, serving
 from forze_fastapi import (
     BodyLimit,
     FreshRequests,

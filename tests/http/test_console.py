@@ -44,13 +44,13 @@ from tests.http.console_world import (
     replica,
     runtime_of,
 )
-from tests.http.serving import serving
 
 from forze.application.contracts.idempotency import IdempotencySnapshot
 from forze.application.execution import DepsPlan, ExecutionRuntime, LifecyclePlan
 from forze.errors import ConfigurationError
 from forze.testing.proxy import RespProxy
 from forze.testing.servers import ValkeyServer
+from forze.testing.serving import serving
 from forze_fastapi import console, open_to_everyone, runtime_lifespan
 from forze_fastapi.console import gathering
 from forze_redis import RedisDepsModule, RoutedRedisClient, routed_redis_lifecycle_step

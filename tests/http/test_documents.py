@@ -27,7 +27,7 @@ from tests.http.catalogue import (
     products,
     server_runtime,
 )
-from tests.http.serving import client_of, replica
+from tests.http.serving import replica
 
 from forze.application.contracts.document import DocumentSpec
 from forze.application.execution import DepsPlan, ExecutionRuntime
@@ -35,6 +35,7 @@ from forze.application.integrations.document.query import DocumentQuery
 from forze.domain.models import CreateDocumentCmd, Document, ReadDocument
 from forze.errors import ConfigurationError
 from forze.testing.servers import ValkeyServer
+from forze.testing.serving import client_of
 from forze_fastapi import (
     attach_document_endpoints,
     bind_request,

@@ -18,10 +18,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field, Json
 from tests.architecture.tree import ROOT
-from tests.http.serving import client_of
 
 from forze import errors
 from forze.errors import ForzeError
+from forze.testing.serving import client_of
 from forze_fastapi import HTTPProblem, problem_responses, register_exception_handlers
 from forze_fastapi.errors.mapping import KINDS, kind_of, problem_of, retry_after
 from forze_postgres.errors import mapped

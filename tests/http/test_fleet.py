@@ -10,9 +10,10 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 from tests.http.fleet import application
-from tests.http.serving import Replica, replica, serving
+from tests.http.serving import Replica, replica
 
 from forze.testing.servers import ValkeyServer
+from forze.testing.serving import serving
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 from fastapi import Depends, FastAPI, HTTPException
-from tests.http.serving import client_of
 
 from forze.application.contracts.health import HealthCheck, HealthDepKey
 from forze.application.execution import Deps, DepsPlan, ExecutionRuntime, LifecyclePlan
 from forze.errors import BackendUnavailable, ConfigurationError
 from forze.testing.proxy import RespProxy
 from forze.testing.servers import ValkeyServer
+from forze.testing.serving import client_of
 from forze_fastapi import HealthProbe, attach_health, runtime_lifespan
 from forze_memory import MemoryDepsModule
 from forze_postgres import PostgresClient, PostgresDepsModule, postgres_lifecycle_step

@@ -17,13 +17,13 @@ import pytest
 import pytest_asyncio
 from fastapi import Depends, FastAPI, HTTPException
 from tests.http.payments import SPEC, WAITING, World, in_memory, on_server
-from tests.http.serving import client_of, serving
 
 from forze.application.contracts.idempotency import IdempotencySpec
 from forze.application.execution import DepsPlan, ExecutionRuntime, LifecyclePlan
 from forze.errors import ConfigurationError
 from forze.testing.proxy import RespProxy, script
 from forze.testing.servers import ValkeyServer
+from forze.testing.serving import client_of, serving
 from forze_fastapi import IdempotencyFeature, register_exception_handlers, runtime_lifespan
 from forze_fastapi.idempotency.header import Malformed, key_of
 from forze_memory import MemoryDepsModule

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import httpx
 import pytest
 from fastapi import Depends, FastAPI, Request
-from tests.http.serving import client_of, serving
 
 from forze.application.contracts.counter import CounterSpec
 from forze.application.execution import (
@@ -21,6 +20,7 @@ from forze.application.execution import (
     LifecycleStep,
 )
 from forze.errors import BackendUnavailable, ConfigurationError
+from forze.testing.serving import client_of, serving
 from forze_fastapi import ContextDep, context_of, runtime_lifespan
 from forze_fastapi.context import context_dependency, declare
 from forze_memory import MemoryDepsModule

@@ -9,13 +9,13 @@ from fastapi import Depends, FastAPI, HTTPException
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
 from prometheus_client import CollectorRegistry
-from tests.http.serving import client_of
 
 from forze.application.contracts.cache import CacheSpec
 from forze.application.contracts.document import DocumentSpec, DocumentWriteTypes
 from forze.application.execution import DepsPlan, ExecutionRuntime, TelemetrySpec
 from forze.domain.models import CreateDocumentCmd, Document, ReadDocument
 from forze.errors import ConfigurationError
+from forze.testing.serving import client_of
 from forze_fastapi import attach_metrics, runtime_lifespan
 from forze_memory import MemoryDepsModule
 

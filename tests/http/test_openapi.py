@@ -20,7 +20,8 @@ from tests.http.catalogue import (
     memory_runtime,
     products,
 )
-from tests.http.serving import serving
+
+from forze.testing.serving import serving
 
 OPERATIONS = {
     "products_create": "201 400 409 413 422 500 503 504",

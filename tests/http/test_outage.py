@@ -17,7 +17,6 @@ import asyncpg
 import httpx
 import pytest
 from fastapi import APIRouter, Depends, FastAPI
-from tests.http.serving import client_of
 
 from forze.application.contracts.cache import CacheSpec, L1Spec
 from forze.application.contracts.dlock import DistributedLockSpec
@@ -32,6 +31,7 @@ from forze.application.execution import (
 )
 from forze.domain.models import BaseDTO, CreateDocumentCmd, Document, ReadDocument
 from forze.testing.servers import ValkeyServer
+from forze.testing.serving import client_of
 from forze_fastapi import (
     RateLimit,
     attach_document_endpoints,

@@ -14,12 +14,12 @@ import pytest_asyncio
 from fastapi import Depends, FastAPI
 from fastapi.requests import HTTPConnection
 from tests.http.limited import limited, on_server
-from tests.http.serving import client_of, serving
 
 from forze.application.contracts.resilience import RateLimitDecision, RateLimitStrategy
 from forze.application.contracts.tenancy import bind_principal, bind_tenant
 from forze.errors import ConfigurationError
 from forze.testing.servers import ValkeyServer
+from forze.testing.serving import client_of, serving
 from forze_fastapi import RateLimit, caller
 from forze_fastapi.quota_fields import Quota, fields_of, quota_of
 

@@ -25,7 +25,6 @@ from fastapi import (
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic import BaseModel
 from starlette.background import BackgroundTask
-from tests.http.serving import client_of
 
 from forze.application.contracts.cache import CACHED, CacheSpec
 from forze.application.contracts.tenancy import current_principal, current_tenant
@@ -37,6 +36,7 @@ from forze.application.execution import (
 )
 from forze.errors import ConfigurationError
 from forze.testing.servers import ValkeyServer
+from forze.testing.serving import client_of
 from forze_fastapi import (
     bind_request,
     cached_response,

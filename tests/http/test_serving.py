@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 
 from fastapi import FastAPI
-from tests.http.serving import serving
+
+from forze.testing.serving import serving
 
 
 async def test_ctrl_c_is_whose_it_was() -> None:

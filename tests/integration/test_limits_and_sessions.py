@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 import pytest
 from fastapi import FastAPI, HTTPException
-from tests.http.serving import client_of
 from tests.integration.application import MODULES, TEMPLATE, core, elsewhere, importable
 from tests.integration.recipes import RECIPES
 
 from forze.testing.cluster import ValkeyCluster
 from forze.testing.servers import ValkeyServer
+from forze.testing.serving import client_of
 
 DAY = 86_400
 

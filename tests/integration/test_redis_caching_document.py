@@ -19,10 +19,10 @@ import pytest
 from celery import Celery
 from fastapi import APIRouter, FastAPI, HTTPException
 from pydantic import BaseModel
-from tests.http.serving import client_of
 from tests.integration.application import core, importable
 
 from forze.testing.servers import ValkeyServer
+from forze.testing.serving import client_of
 
 SETTINGS = """
 REDIS_CONNECTION_URL=redis://localhost:6379

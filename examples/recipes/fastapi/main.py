@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
 import httpx
-import uvicorn
 from app import build_app
 
 from forze.testing.servers import PostgresServer, ValkeyServer
+from forze.testing.serving import client_of
 
 TABLE = """
 CREATE TABLE products (
@@ -123,21 +122,9 @@ def said(answer: httpx.Response) -> str:
 @asynccontextmanager
 async def served() -> AsyncIterator[httpx.AsyncClient]:
     """A client of the application, which is served on a free port for as long."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(build_app(), log_level="warning"))
-    serving = asyncio.create_task(server.serve([listener]))
-    async with asyncio.timeout(20):
-        while not server.started:  # noqa: ASYNC110 # it notifies nobody
-            await asyncio.sleep(0.01)
-    base = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    print(f"-- serving on {base}")
-    try:
-        async with httpx.AsyncClient(base_url=base) as client:
-            yield client
-    finally:
-        server.should_exit = True
-        await serving
-        listener.close()
+    async with client_of(build_app()) as client:
+        print(f"-- serving on {client.base_url}".rstrip("/"))
+        yield client
 
 
 def main() -> None:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib
 import logging
 import os
-import socket
 import sys
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
-import uvicorn
 
 from forze.testing.servers import ValkeyServer
+from forze.testing.serving import client_of
 
 
 async def basic_usage(client: httpx.AsyncClient, _: Any, __: ValkeyServer) -> None:
@@ -103,28 +100,8 @@ async def run(valkey: ValkeyServer) -> None:
         valkey.ask("FLUSHALL")
         example = importlib.import_module(name)
         print(f"{name}.py", flush=True)
-        async with served(example.app) as client:
+        async with client_of(example.app, log_level="error") as client:
             await story(client, example, valkey)
-
-
-@contextlib.asynccontextmanager
-async def served(app: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of ``app``, which is served on a free port for as long."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited; else 40 ms each
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-    serving = asyncio.create_task(server.serve([listener]))
-    async with asyncio.timeout(20):
-        while not server.started:  # noqa: ASYNC110 # it notifies nobody
-            await asyncio.sleep(0.01)
-    try:
-        base = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        async with httpx.AsyncClient(base_url=base, timeout=20) as client:
-            yield client
-    finally:
-        server.should_exit = True
-        await serving
-        listener.close()
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -14,8 +13,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
-import uvicorn
 from forze.testing.servers import Server, ValkeyServer
+from forze.testing.serving import client_of
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -190,25 +189,9 @@ async def served() -> AsyncIterator[httpx.AsyncClient]:
     """A client of the application, which is served on a free port for as long."""
     from app.main import app
 
-    listener = socket.create_server(("127.0.0.1", 0))
-    # Connections inherit it; asyncio sets it on no socket made like this, and an answer of a head
-    # and a body then waits 40 ms for an acknowledgement.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-    serving = asyncio.create_task(server.serve([listener]))
-    async with asyncio.timeout(20):
-        while not server.started:  # noqa: ASYNC110 # it notifies nobody
-            await asyncio.sleep(0.01)
-    base = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    print(f"-- serving on {base}", flush=True)
-    try:
-        limits = httpx.Limits(max_connections=20)
-        async with httpx.AsyncClient(base_url=base, limits=limits, timeout=20) as client:
-            yield client
-    finally:
-        server.should_exit = True
-        await serving
-        listener.close()
+    async with client_of(app, log_level="error") as client:
+        print(f"-- serving on {client.base_url}".rstrip("/"), flush=True)
+        yield client
 
 
 def main() -> None:

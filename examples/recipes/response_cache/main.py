@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import httpx
-import uvicorn
 from app import build_app
 from fastapi import FastAPI
 
 from forze.testing.servers import ValkeyServer
+from forze.testing.serving import client_of
 
 
 async def run() -> None:
@@ -48,21 +47,9 @@ async def told(client: httpx.AsyncClient, replica: str, method: str, url: str, *
 @asynccontextmanager
 async def served(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a replica, which is served on a free port for as long."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-    serving = asyncio.create_task(server.serve([listener]))
-    async with asyncio.timeout(20):
-        while not server.started:  # noqa: ASYNC110 # it notifies nobody
-            await asyncio.sleep(0.01)
-    base = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    print(f"-- serving on {base}", flush=True)
-    try:
-        async with httpx.AsyncClient(base_url=base, timeout=20) as client:
-            yield client
-    finally:
-        server.should_exit = True
-        await serving
-        listener.close()
+    async with client_of(app) as client:
+        print(f"-- serving on {client.base_url}".rstrip("/"), flush=True)
+        yield client
 
 
 def main() -> None:
