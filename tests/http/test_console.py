@@ -548,6 +548,7 @@ async def test_a_lock_with_its_token_comes_and_goes(one: Replica, look: Look) ->
         await look.until_shown("#claims tr", "pay")
     await look.until_shown("#locks", "No lock is held")
     await look.until_shown("#claims", f"{runs + 1} run,")
+    assert await look.page.locator("#locks td", has_text="reindex").count() == 0
 
 
 async def test_an_open_circuit_is_seen(one: Replica, look: Look) -> None:
@@ -665,6 +666,7 @@ async def test_answers_of_several_processes_are_told_apart(one: Replica, look: L
     await look.until_shown("#who", f"process {os.getpid()}")
     await look.page.clock.fast_forward(31_000)
     await look.until_gone(".banner", "Several processes")
+    assert await look.page.locator("#who", has_text="process 7").count() == 0
 
 
 async def test_what_is_shown_is_text_and_nothing_else(one: Replica, look: Look) -> None:

@@ -20,6 +20,7 @@ from forze.errors import BackendCorrupt, ConfigurationError
 from forze.testing.proxy import RespProxy
 from forze.testing.servers import ValkeyServer
 from forze_redis import RedisManager
+from forze_redis.driver.limit import Turn
 
 PAIRS = [
     ("initialize_async", "initialize_sync"),
@@ -262,6 +263,30 @@ def test_one_manager_for_one_event_loop_after_the_other(
         asyncio.run(use())
         gc.collect()
     assert connections(valkey) == 0
+
+
+def test_a_loop_that_ends_takes_along_what_another_is_about_to_close(
+    manager: RedisManager, valkey: ValkeyServer
+) -> None:
+    """Another thread has chosen its idle connection to make room, and gets no further."""
+    pool = manager._async.connection_pool
+
+    async def use() -> Turn:
+        await asyncio.gather(*(manager.set_async("k", n) for n in range(20)))
+        return await asyncio.to_thread(asyncio.run, elsewhere())
+
+    async def elsewhere() -> Turn:
+        turn: Turn = await pool._here().turn(pool.guard, 1)
+        assert turn.parted is not None
+        return turn
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        turn = asyncio.run(use())
+        assert connections(valkey) == 0
+        turn.make_room().wait()
+        del turn
+        gc.collect()
 
 
 async def test_event_loops_side_by_side(manager: RedisManager, valkey: ValkeyServer) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from datetime import timedelta
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import settings
@@ -29,6 +29,11 @@ class StoreMachine(RuleBasedStateMachine):
     """One store beside ``last``: the value and the deadline each key was last set with."""
 
     store: Any
+    reached: ClassVar[set[str]]
+    """What has happened in any run: a machine that never evicts shows nothing of it."""
+
+    def __init_subclass__(cls) -> None:
+        cls.reached = set()
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,6 +101,9 @@ class StoreMachine(RuleBasedStateMachine):
         stats = self.store.stats()
         assert [stats.hits, stats.misses] == self.read
         assert stats.capacity == self.capacity
+        self.reached.update(
+            each for each in ("hits", "misses", "evictions") if getattr(stats, each)
+        )
         assert 0 <= stats.size <= min(self.capacity, len(self.last))
         assert stats.evictions >= 0 if self.crowded else stats.size == len(self.last)
         assert not self.crowded or stats.evictions > 0
@@ -194,3 +202,4 @@ def test_the_store_does_what_the_dict_allows(machine: type[StoreMachine]) -> Non
     run_state_machine_as_test(
         machine, settings=settings(max_examples=150, stateful_step_count=50, deadline=None)
     )
+    assert machine.reached == {"hits", "misses", "evictions"}

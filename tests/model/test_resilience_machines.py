@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass, field
 from datetime import timedelta
 from fractions import Fraction
+from typing import ClassVar
 
 import pytest
 from hypothesis import settings
@@ -114,6 +115,8 @@ class Account:
 class CircuitMachine(RuleBasedStateMachine):
     """One circuit beside its account; calls begin, end in any order, are cancelled or lost."""
 
+    reached: ClassVar[set[BreakerState]] = set()
+
     @initialize(
         ratio=st.sampled_from([0.25, 0.5, 1.0]),
         slow=st.sampled_from([0.5, 1.0]),
@@ -189,6 +192,7 @@ class CircuitMachine(RuleBasedStateMachine):
     @invariant()
     def the_account_holds(self) -> None:
         circuit, account = self.circuit, self.account
+        self.reached.add(circuit.state)
         assert (circuit.state, circuit.generation) == (account.state, account.generation)
         assert circuit.generation >= self.generation
         self.generation = circuit.generation
@@ -218,6 +222,7 @@ class CircuitMachine(RuleBasedStateMachine):
 
 def test_a_circuit_does_what_its_account_says() -> None:
     run_state_machine_as_test(CircuitMachine, settings=SETTINGS)
+    assert CircuitMachine.reached == {CLOSED, OPEN, HALF_OPEN}
 
 
 PERMITS = (1, 3, 10, 0.3, 2.5, 1000 / 7, 1e4)

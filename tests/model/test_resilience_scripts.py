@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import timedelta
 from fractions import Fraction
 from itertools import count
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import redis
@@ -70,6 +70,7 @@ class BucketMachine(RuleBasedStateMachine):
     """Two buckets on the server, beside two fractions."""
 
     server: redis.Redis
+    reached: ClassVar[set[bool]] = set()
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,6 +117,7 @@ class BucketMachine(RuleBasedStateMachine):
             wanted = dict(zip(names, request, strict=True))
             fits = all(cost <= 0 or tokens[name] >= cost for name, cost in wanted.items())
             assert bool(verdict) is fits, (wanted, tokens)
+            self.reached.add(fits)
             granted.append(verdict)
             taken = taken or (fits and any(request))
             for place, (name, cost) in enumerate(wanted.items()):
@@ -210,6 +212,7 @@ def _by(attempt: str, granted: list[int]) -> str:
 
 def test_the_script_keeps_buckets(redis_dsn: str) -> None:
     run(BucketMachine, redis_dsn, 10)
+    assert BucketMachine.reached == {True, False}
 
 
 @pytest.fixture
@@ -328,6 +331,7 @@ class BreakerMachine(RuleBasedStateMachine):
     """A circuit on the server, beside the machine of one process."""
 
     server: redis.Redis
+    reached: ClassVar[set[BreakerState]] = set()
 
     def __init__(self) -> None:
         super().__init__()
@@ -408,6 +412,7 @@ class BreakerMachine(RuleBasedStateMachine):
     def compare(self, there: Word) -> None:
         """The same state; the same generation under another name."""
         assert self.here.state is there.state
+        self.reached.add(there.state)
         assert self.generations.setdefault(self.here.generation, there.generation) == (
             there.generation
         )
@@ -427,6 +432,7 @@ class BreakerMachine(RuleBasedStateMachine):
 
 def test_the_script_is_the_machine_of_one_process(redis_dsn: str) -> None:
     run(BreakerMachine, redis_dsn, 15)
+    assert len(BreakerMachine.reached) > 1
 
 
 @pytest.fixture

@@ -102,12 +102,14 @@ class LoopPool(ConnectionPool):
     async def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
         """A connected connection of the running loop; raises :class:`PoolTimeout`."""
         deadline = monotonic() + self._whole
-        turn = await self._here().turn(self.guard, self._timeout)
+        bay = self._here()
+        turn = await bay.turn(self.guard, self._timeout)
         connection = turn.connection
         if connection is None:
             connection = self.connection_class(**self.connection_kwargs)
-            connection.bay = turn.bay  # type: ignore[attr-defined]
-        turn.bay.in_use.add(connection)
+            connection.bay = bay  # type: ignore[attr-defined]
+            bay.open.add(connection)
+        bay.in_use.add(connection)
         try:
             await turn.make_room().gone()
             connection.deadline = deadline
@@ -150,7 +152,7 @@ class LoopPool(ConnectionPool):
         """In a child: leave everything to the parent."""
         for bay in self._bays.values():
             _inherited.append(bay)
-            for connection in (*bay.idle, *bay.in_use):
+            for connection in bay.left():
                 disown(socket_of(connection))
         self._bays = {}
         self._entering = threading.Lock()

@@ -18,10 +18,15 @@ _TURNS_TO_CLOSE = 3
 
 
 class LoopBay(Bay):
-    """The connections of the event loop that it is made in; they go when the loop ends."""
+    """The connections of the event loop that it is made in; they go when the loop ends.
+
+    ``open`` are all of them until the loop itself has closed them: one that another thread took
+    away to close it goes with the loop too, if that comes first.
+    """
 
     def __init__(self, limit: ConnectionLimit) -> None:
         super().__init__(limit)
+        self.open: set[Any] = set()
         self.loop = asyncio.get_running_loop()
         self._until_the_end = _hold(weakref.ref(self))
         if not getattr(self.loop, "_asyncgens_shutdown_called", False):
@@ -33,17 +38,26 @@ class LoopBay(Bay):
         """Whether the loop was closed."""
         return self.loop.is_closed()
 
+    def left(self) -> list[Any]:
+        """Every connection that the loop has not closed."""
+        return list(self.open)
+
     def close(self, connection: Any) -> Twin:
         """Send the end; the loop itself clears up when it comes to it."""
         twin = part(socket_of(connection))
         try:
             if self._is_running_here():
-                abort(connection)
+                self._abort(connection)
             else:
-                self.loop.call_soon_threadsafe(abort, connection)
+                self.loop.call_soon_threadsafe(self._abort, connection)
         except RuntimeError:
             bury(connection)
+            self.open.discard(connection)
         return twin
+
+    def _abort(self, connection: Any) -> None:
+        abort(connection)
+        self.open.discard(connection)
 
     async def turn(self, guard: Guard, timeout: float) -> Turn:
         """A granted turn, within ``timeout`` seconds; what ``guard`` and the limit raise."""
