@@ -7,6 +7,8 @@ the world is looked at afterwards.
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from typing import Any
 
 import asyncpg
@@ -43,6 +45,32 @@ async def test_cancelled_while_probing(one: Replica, valkey: ValkeyServer, held:
     await one.redis.call("PING")
     assert await settled(valkey, product) is None
     assert await one.price(product) == 10
+
+
+async def test_a_cancelled_read_leaves_nothing_for_the_collector(one: Replica) -> None:
+    """What its callers hold, such as a request, goes with it and not some time later."""
+
+    class Request:
+        """Held by nobody but who reads on its behalf."""
+
+    async def serve(request: Request) -> None:
+        await one.price(product)
+
+    product, request = await one.create(), Request()
+    hold = one.proxy.hold_request(script(scripts.READ))
+    reader, gone = asyncio.create_task(serve(request)), weakref.ref(request)
+    del request
+    await hold.seen()
+    gc.disable()
+    try:
+        reader.cancel()
+        await asyncio.wait([reader])
+        assert reader.cancelled()
+        del reader
+        assert gone() is None
+    finally:
+        gc.enable()
+        hold.release()
 
 
 @pytest.mark.parametrize("held", ["request", "reply"])

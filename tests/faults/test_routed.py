@@ -29,7 +29,11 @@ from forze_redis import RedisClient, RedisConfig, RoutedRedisClient
 from forze_redis.routed import Endpoints
 from forze_redis.routed.seats import Seat
 
-BUDGET_SECONDS = 0.25
+BUDGET_SECONDS = 0.5
+"""Of the cache path: what a dead server costs is long beside what a busy machine costs."""
+
+TURNS = 5
+"""Of the event loop: a call that has failed after so few of them has waited for nothing."""
 
 
 @asynccontextmanager
@@ -416,34 +420,44 @@ async def _answered_for(client: RoutedRedisClient, route: str, seconds: float) -
 async def test_one_dead_server_does_not_slow_the_others(
     servers: list[ValkeyServer], dsns: dict[str, str], trouble: str
 ) -> None:
-    config = RedisConfig(socket_timeout=0.5, connect_timeout=0.5)
+    config = RedisConfig(
+        socket_timeout=2 * BUDGET_SECONDS,
+        connect_timeout=2 * BUDGET_SECONDS,
+        cache_timeout=BUDGET_SECONDS,
+    )
     async with routed(dsns, config) as client:
         if "from the start" not in trouble and trouble != "nobody there":
             with client.route("a"):
                 await client.call("PING")
         servers[0].pause() if trouble.startswith("paused") else servers[0].kill()
 
+        at_once = []
+
         async def unlucky() -> list[float]:
             took = []
             with client.route("a"):
                 for _ in range(8):
                     asked = monotonic()
+                    call = client.send_cached(b"*1\r\n$4\r\nPING\r\n")
+                    for _ in range(TURNS):
+                        await asyncio.sleep(0)
+                    at_once.append(call.done())
                     with pytest.raises(BackendError):
-                        await client.send_cached(b"*1\r\n$4\r\nPING\r\n")
+                        await call
                     took.append(monotonic() - asked)
                     await asyncio.sleep(0.05)
                 asked = monotonic()
                 with pytest.raises(BackendError):
                     await client.call("PING")
-                assert monotonic() - asked < 0.5 + BUDGET_SECONDS
+                assert monotonic() - asked < 3 * BUDGET_SECONDS
             return took
 
         *slowest, took = await asyncio.gather(
-            _answered_for(client, "b", 1.5), _answered_for(client, "c", 1.5), unlucky()
+            _answered_for(client, "b", 3.0), _answered_for(client, "c", 3.0), unlucky()
         )
-        assert max(slowest) < 0.2
-        assert max(took) < 2 * BUDGET_SECONDS + 0.1, "the budget of the cache path"
-        assert max(took[4:]) < 0.05, "at once, when it is known to be away"
+        assert max(slowest) < 0.8 * BUDGET_SECONDS
+        assert max(took) < 2.4 * BUDGET_SECONDS, "the budget of the cache path"
+        assert all(at_once[4:]), "without a wait, when it is known to be away"
         if trouble.startswith("paused"):
             servers[0].resume()
         else:

@@ -52,6 +52,35 @@ async def test_calls_of_one_turn_are_one_write(client: RedisClient) -> None:
     assert connection_of(client).writes == writes + 1
 
 
+async def test_a_cached_call_without_company_is_written_at_once(client: RedisClient) -> None:
+    connection, ping = connection_of(client), pack("PING")
+    await client.send_cached(ping)
+    for _ in range(3):
+        writes = connection.writes
+        alone = client.send_cached(ping)
+        assert connection.writes == writes + 1
+        await alone
+
+
+async def test_cached_calls_in_company_are_one_write(client: RedisClient) -> None:
+    connection = connection_of(client)
+
+    async def together() -> int:
+        """How many writes a hundred calls of one turn took."""
+        writes = connection.writes
+        calls = [client.send_cached(pack("ECHO", str(each))) for each in range(100)]
+        assert await asyncio.gather(*calls) == [str(each).encode() for each in range(100)]
+        return connection.writes - writes
+
+    await client.send_cached(pack("PING"))
+    assert await together() == 2  # the first of them had been alone before
+    assert await together() == 1
+    await client.send_cached(pack("PING"))
+    writes = connection.writes
+    await asyncio.gather(client.send(pack("PING")), client.send_cached(pack("PING")))
+    assert connection.writes == writes + 1
+
+
 async def test_replies_as_resp3_has_them(client: RedisClient) -> None:
     await client.call("HSET", "h", "field", "1")
     assert await client.call("HGETALL", "h") == {b"field": b"1"}

@@ -1,15 +1,17 @@
 """One socket to one server: calls go out in order, replies come back in order.
 
 A call is packed by its caller, appended to the queue of calls in flight and to the bytes
-of this turn of the event loop, which are written together at its end. A reply resolves the
-oldest call. A call that timed out or was cancelled keeps its place; its reply is dropped.
-There is no timer per call: whoever owns the connection sweeps the queue (:meth:`expire`).
+of this turn of the event loop, which are written together at its end; on the cache path a
+call that has no company is written at once (:meth:`Connection.send_cached`). A reply
+resolves the oldest call. A call that timed out or was cancelled keeps its place; its reply
+is dropped. There is no timer per call: whoever owns the connection sweeps the queue
+(:meth:`expire`).
 
 A connection is used once: it opens, is made ready, and is lost. The calls that found no
 room (too many in flight, or no socket yet) stand in the owner's queue, which outlives it.
 
-:meth:`Connection.send` and :meth:`Connection.data_received` are the hot path: everything
-they need is bound beforehand, and they call nothing of ours on their straight way.
+:meth:`Connection.send_cached` and :meth:`Connection.data_received` are the hot path:
+everything they need is bound beforehand, and they call nothing of ours on their straight way.
 """
 
 from __future__ import annotations
@@ -72,6 +74,7 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_alone",
         "_call_soon",
         "_context",
         "_create_future",
@@ -110,6 +113,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._room = False
         self._ready = False
+        self._alone = False
         self._paused = False
         self._retiring = False
         self.open = False
@@ -121,25 +125,39 @@ class Connection(asyncio.Protocol):
         """Whether the owner sweeps deadlines at present."""
 
     def send(self, packed: bytes, timeout: float) -> asyncio.Future[Reply]:
-        """Queue one packed command; the future has its reply or a ``BackendError``."""
+        """Queue one packed command; the future has its reply or a ``BackendError``.
+
+        It is written with all others of this turn of the event loop.
+        """
+        self._alone = False
+        return self.send_cached(packed, timeout)
+
+    def send_cached(self, packed: bytes, timeout: float) -> asyncio.Future[Reply]:
+        """:meth:`send`, but written at once where a single caller reads one after another.
+
+        That is where nothing is in flight, and what was written last was alone as well; to wait
+        for company would cost each of its reads another turn of the event loop.
+        """
         if get_running_loop() is not self._loop:
             return self._owner.elsewhere(packed, timeout)
         future = self._create_future()
         if self._room:
-            out = self._out
-            if not out:
-                self._call_soon(self._flush, context=self._context)
-            out.append(packed)
+            call = (future, monotonic() + timeout, packed)
             pending = self._pending
-            pending.append((future, monotonic() + timeout, packed))
+            at_once = self._alone and not pending
+            if not at_once and not self._out:
+                self._call_soon(self._flush, context=self._context)
+            # Nothing is made between these two: what the collector finalizes may send as well.
+            self._out.append(packed)
+            pending.append(call)
             if len(pending) >= self._limit:
                 self._room = False
+            if at_once:
+                self._context.run(self._flush)
         else:
             self._owner.waiting.append((future, monotonic() + timeout, packed))
             self._owner.watch()
         return future
-
-    send_cached = send  # there is one server, and its client knows whether that is away
 
     def post(self, packed: bytes) -> None:
         """Queue one packed command whose reply nobody wants; dropped where there is no room."""
@@ -296,11 +314,16 @@ class Connection(asyncio.Protocol):
         self._pending.append(call)
 
     def _flush(self) -> None:
-        out = self._out
-        if out and not self._paused and self._transport is not None:
-            self._transport.write(b"".join(out) if len(out) > 1 else out[0])
-            out.clear()
+        if self._out and not self._paused and self._transport is not None:
+            out, self._out = self._out, []  # whoever sends while this is written is not among it
+            try:
+                self._transport.write(b"".join(out) if len(out) > 1 else out[0])
+            except Exception as error:
+                self._transport.abort()
+                self._fail_all(f"the connection took no bytes ({error!r})")
+                return
             self.writes += 1
+            self._alone = len(self._pending) == 1
             if not self.watched:
                 self._owner.watch()
 

@@ -71,7 +71,7 @@ class Router:
             return self._cluster.unserved(packed, timeout)
         if node.availability.away and node.loop is get_running_loop():
             return node.refused()
-        return node.connection.send(packed, timeout)
+        return node.connection.send_cached(packed, timeout)
 
     def post(self, packed: bytes) -> None:
         """Queue one packed command whose reply nobody wants, where its node can take it."""

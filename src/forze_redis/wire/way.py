@@ -28,7 +28,8 @@ class Sender(Protocol):
         ...
 
     def send_cached(self, packed: bytes, timeout: float) -> asyncio.Future[Reply]:
-        """:meth:`send` on the cache path: fails at once where only its own server is away."""
+        """:meth:`send` on the cache path: fails at once where only its own server is away, and
+        need not be written together with others."""
         ...
 
     def post(self, packed: bytes) -> None:

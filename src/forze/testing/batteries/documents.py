@@ -10,6 +10,8 @@ from uuid import UUID, uuid4
 from forze.application.contracts.document import DocumentSpec, DocumentUpdate
 from forze.application.execution import ExecutionContext
 from forze.errors import (
+    BackendTimeout,
+    BackendUnavailable,
     ConfigurationError,
     ConflictError,
     NotFoundError,
@@ -552,10 +554,14 @@ class DocumentOutage:
 
 
 async def _cached_or_away(leg: DocumentLeg, item_id: UUID) -> Any:
+    """The entry, None as well where the cache is away: of several servers each by itself."""
     hits = leg.ctx.document.query(ITEMS).stats()
     if hits is None or not hits.available:
         return None
-    return await _cached(leg.ctx, item_id)
+    try:
+        return await _cached(leg.ctx, item_id)
+    except (BackendTimeout, BackendUnavailable):
+        return None
 
 
 async def _get(query: Query, item_id: UUID) -> ItemRead:

@@ -137,7 +137,18 @@ class Coordinator(Generic[V, K]):
             if flight is None or flight.loop is not asyncio.get_running_loop():
                 if not owed:
                     token = pointers.token(address)
-                    found = await self._probe(pk, address, token, sight)
+                    mark = 0.0 if self.tier is None else self._reserve(pk, address)
+                    try:  # `_probe`, but a hit without a coroutine of its own: the hottest lines
+                        reply = await pointers.read(address, token)
+                    except (ForzeError, asyncio.CancelledError) as error:
+                        self._unanswered({address: pk}, token)
+                        if isinstance(error, asyncio.CancelledError):
+                            raise
+                    else:
+                        if not isinstance(reply, bytes):
+                            found = await self._told(pk, address, mark, reply, sight)
+                        elif (found := self._opened(pk, address, mark, reply)) is None:
+                            await self._discard((address,))
                     if found is not None and found.__class__ is not Miss:
                         return cast(V, found)
                 flight = flights.get(name)
@@ -164,11 +175,11 @@ class Coordinator(Generic[V, K]):
     # -- asking the cache ----------------------------------------------------
 
     async def _probe(
-        self, pk: K, address: str, token: str, sight: Sight | None = None, *, large: bool = False
+        self, pk: K, address: str, token: str, *, large: bool = False
     ) -> V | Miss | None:
         """Ask the cache: the document, why there is none, or None where it could not be asked."""
         pointers = self._pointers
-        mark = 0.0 if self.tier is None else self._reserve(pk, address)
+        mark = self._reserve(pk, address)
         try:
             found = await (pointers.read_large(address) if large else pointers.read(address, token))
         except (ForzeError, asyncio.CancelledError) as error:
@@ -176,6 +187,17 @@ class Coordinator(Generic[V, K]):
             if isinstance(error, asyncio.CancelledError):
                 raise
             return None
+        return await self._told(pk, address, mark, found)
+
+    async def _told(
+        self,
+        pk: K,
+        address: str,
+        mark: float,
+        found: bytes | Aging | Miss | None,
+        sight: Sight | None = None,
+    ) -> V | Miss | None:
+        """What the cache's answer comes to: :meth:`_probe` from there on."""
         if found is None or isinstance(found, Miss):
             return self._missed(pk, address, mark, found)
         document = self._opened(pk, address, mark, found)
@@ -219,8 +241,8 @@ class Coordinator(Generic[V, K]):
 
     def _opened(self, pk: K, address: str, mark: float, found: bytes | Aging) -> V | None:
         """The document of a hit, None where the body does not fit the model."""
-        body = found.body if isinstance(found, Aging) else found
-        if body[:1] == SEAL_MARK:
+        body = found if isinstance(found, bytes) else found.body
+        if body.startswith(SEAL_MARK):
             body, _ = unseal(body)
         try:
             document = self._decode(body)
