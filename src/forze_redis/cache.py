@@ -245,20 +245,21 @@ class RedisPointers:
         """One call for all; on a cluster one for each, sent together."""
         stored: dict[str, bool] = {}
         batches = list(self._batches(fills))
-        replies = await asyncio.gather(
-            *(
-                self._client.run_cached(
-                    FILL,
-                    [each.address for each in batch],
-                    (
-                        self._identity(batch[0].address).tag,
-                        *(part for each in batch for part in _stored(each)),
-                    ),
-                )
-                for batch in batches
-            ),
-            return_exceptions=len(batches) > 1,
-        )
+        calls = [
+            self._client.run_cached(
+                FILL,
+                [each.address for each in batch],
+                (
+                    self._identity(batch[0].address).tag,
+                    *(part for each in batch for part in _stored(each)),
+                ),
+            )
+            for batch in batches
+        ]
+        if len(calls) == 1:  # to gather it would take another turn of the event loop
+            replies = [await calls[0]]
+        else:
+            replies = await asyncio.gather(*calls, return_exceptions=True)
         for batch, answer in zip(batches, replies, strict=True):
             if not isinstance(answer, BaseException):
                 stored |= {each.address: bool(ok) for each, ok in zip(batch, answer, strict=True)}
@@ -299,9 +300,9 @@ class RedisPointers:
         self, script: Script, addresses: Sequence[str], args: Sequence[Any]
     ) -> Awaitable[Any]:
         """Send now; what comes back is awaited for the answer to all of it."""
-        batches = list(self._batches(addresses))
-        if len(batches) == 1:
+        if len(addresses) == 1:
             return self._client.change(script, addresses, args)
+        batches = self._batches(addresses)
         return asyncio.gather(*(self._client.change(script, keys, args) for keys in batches))
 
     def namespace(self, address: str | None = None) -> str:

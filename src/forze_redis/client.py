@@ -259,7 +259,7 @@ class RedisClient:
         """
         touched = self._listeners.tracking.touched
         touched(keys)
-        reply = self.run_cached(script, keys, args)
+        reply = self.send_cached(pack("EVALSHA", script.sha1, len(keys), *keys, *args))
         reply.add_done_callback(lambda _: touched(keys))
         return reply
 

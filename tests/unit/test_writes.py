@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -79,3 +80,39 @@ async def test_a_renewal_counts_only_once_answered() -> None:
         with pytest.raises(BackendTimeout, match="not committed"):
             invalidation.check_commit()
         assert outlet.counters.lapsed_intents == 0
+
+
+class Meeting(Unanswering):
+    """A cache that is told of the end of a write only when another is being told, too."""
+
+    def __init__(self, pointers: PointerCache, met: asyncio.Barrier) -> None:
+        super().__init__(pointers)
+        self._met = met
+
+    async def done(self, addresses: Sequence[str], write_id: str) -> None:
+        await self._met.wait()
+        await self._pointers.done(addresses, write_id)
+
+
+async def test_several_caches_are_told_together() -> None:
+    """P8: a write over what several caches hold waits for one round trip after it, not for each."""
+    ctx, met = ExecutionContext(MemoryDepsModule()()), asyncio.Barrier(2)
+    invalidation = Invalidation(ctx)
+    for name in ("things", "others"):
+        cache = ctx.provide(CacheDepKey, name)(ctx, CacheSpec(name=name))
+        pointers = Meeting(cache.pointers("schema01"), met)
+        outlet = Outlet(pointers, Journals(pointers, ctx), CacheCounters())
+        invalidation.announce(outlet, [pointers.address("k")])
+    await invalidation.before_commit()
+    async with asyncio.timeout(5):
+        await invalidation.after(Outcome.COMMITTED, None)
+    await ctx.close(timedelta(seconds=1))
+
+
+async def test_a_caller_that_left_is_not_committed_for() -> None:
+    """P5: a write whose caller is gone before its statement ends without it."""
+    async with write() as (invalidation, _, _clock, _outlet):
+        invalidation.check_commit()
+        invalidation.withdraw()
+        with pytest.raises(asyncio.CancelledError):
+            invalidation.check_commit()

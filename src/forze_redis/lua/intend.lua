@@ -11,37 +11,30 @@
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local mine, deadline = ARGV[1], now + tonumber(ARGV[2])
-
-local function version_of(pointer) -- nil where it names no body
-  local state = string.byte(pointer)
-  if state == 86 then return string.sub(pointer, 18) end -- V
-  if state == 82 then return string.match(pointer, ':%d+:(.*)', 18) end -- R
-end
+local alone = string.format('%s:%.0f;', mine, deadline)
 
 for i = 1, #KEYS do
   local key = KEYS[i]
-  local pointer = redis.call('GET', key)
-  local ids, last = '', deadline
-  if pointer then
-    local state = string.byte(pointer)
-    if state == 73 then
-      for id, other in string.gmatch(pointer, '([^:;]+):(%d+);') do
-        other = tonumber(other)
-        if id ~= mine and other > now then
-          ids = ids .. id .. string.format(':%.0f;', other)
-          if other > last then last = other end
-        end
-      end
-    else
-      local version = version_of(pointer)
-      if version then
-        local slash = string.find(key, '/', 1, true)
-        redis.pcall('UNLINK', string.sub(key, 1, slash) .. 'cache/body/'
-          .. string.sub(key, slash + 15) .. '/' .. version)
+  local pointer = redis.call('SET', key, 'I;' .. alone, 'PX', ARGV[2], 'GET')
+  local state = pointer and string.byte(pointer)
+  if state == 73 then -- I: the ids of other writers stay
+    local ids, last = '', deadline
+    for id, other in string.gmatch(pointer, '([^:;]+):(%d+);') do
+      other = tonumber(other)
+      if id ~= mine and other > now then
+        ids = ids .. id .. string.format(':%.0f;', other)
+        if other > last then last = other end
       end
     end
+    if ids ~= '' then
+      redis.call('SET', key, 'I;' .. ids .. alone, 'PX', string.format('%.0f', last - now))
+    end
+  elseif state == 86 or state == 82 then -- V, R: the body they name goes
+    local version = string.sub(pointer, 18)
+    if state == 82 then version = string.match(version, ':%d+:(.*)') end
+    local slash = string.find(key, '/', 1, true)
+    redis.pcall('UNLINK', string.sub(key, 1, slash) .. 'cache/body/'
+      .. string.sub(key, slash + 15) .. '/' .. version)
   end
-  redis.call('SET', key, 'I;' .. ids .. mine .. string.format(':%.0f;', deadline),
-    'PX', string.format('%.0f', last - now))
 end
 return redis.status_reply('OK')

@@ -41,6 +41,43 @@ class Resolver(Protocol):
         ...
 
 
+async def sheltered(
+    resolver: Resolver,
+    work: Coroutine[Any, Any, T],
+    *,
+    name: str,
+    context: Context | None = None,
+) -> T:
+    """What ``work`` returns or raises; it finishes whatever happens to the caller.
+
+    As ``asyncio.shield`` around a task, a turn of the event loop sooner: the last step of the
+    work wakes the caller itself. ``name`` and ``context`` are those of ``Resolver.spawn``.
+    """
+    ended: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    resolver.spawn(_ending(work, ended), name=name, context=context)
+    try:
+        return await ended
+    finally:
+        del ended  # an error it holds leads here by its traceback: no cycle for the collector
+
+
+async def _ending(work: Coroutine[Any, Any, T], ended: asyncio.Future[T]) -> None:
+    try:
+        result = await work
+    except asyncio.CancelledError:
+        ended.cancel()
+        raise
+    except BaseException as error:
+        if not ended.done():
+            ended.set_exception(error)
+        raise
+    else:
+        if not ended.done():
+            ended.set_result(result)
+    finally:
+        del ended
+
+
 Factory: TypeAlias = Callable[[Resolver, S], P]
 """Makes the port of a spec; what is registered under the name of the spec."""
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
-from forze.application.contracts.deps import Resolver
+from forze.application.contracts.deps import Resolver, sheltered
 from forze.application.contracts.transaction import (
     IsolationLevel,
     Outcome,
@@ -70,7 +70,7 @@ async def transaction_scope(
 
 async def _apart(resolver: Resolver, work: Coroutine[Any, Any, None]) -> None:
     """Let ``work`` finish whatever happens to the caller."""
-    await asyncio.shield(resolver.spawn(work, name="forze-transaction-end"))
+    await sheltered(resolver, work, name="forze-transaction-end")
 
 
 async def _commit(transaction: Transaction) -> None:

@@ -48,6 +48,13 @@ class Spans:
         self._tracer = tracer
         self._document = document
 
+    @property
+    def unheard(self) -> bool:
+        """Whether no provider of traces is there, so that spans would come to nothing."""
+        return isinstance(self._tracer, trace.ProxyTracer) and isinstance(
+            trace.get_tracer_provider(), trace.ProxyTracerProvider
+        )
+
     def caller(self) -> trace.SpanContext | None:
         """The span of the task that is running, for what it causes to link to."""
         context = trace.get_current_span().get_span_context()

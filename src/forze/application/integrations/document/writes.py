@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from uuid import UUID
 
 from forze.application.contracts.cache import PointerCache
-from forze.application.contracts.deps import Resolver
+from forze.application.contracts.deps import Resolver, sheltered
 from forze.application.contracts.tenancy import bind_again, current_tenant
 from forze.application.contracts.transaction import Outcome, Transaction
 from forze.application.integrations.document.outage import BATCH, Journals
@@ -90,11 +90,6 @@ class _Announced:
         self.failed = False
         self.intended_at: float | None = None
 
-    def older_than(self, seconds: float, now: float) -> bool:
-        """Whether it counts (was answered, is not given up) and was sent longer ago than that."""
-        sent = self.intended_at
-        return not self.failed and sent is not None and now - sent > seconds
-
     def commits(self, now: float) -> bool:
         """Whether it lets COMMIT be sent now."""
         if self.failed or not self.addresses:
@@ -133,6 +128,7 @@ class Invalidation:
         self._namespaces: dict[tuple[Journals, str], Outlet] = {}
         self._written: list[_Written] = []
         self._ended = False
+        self._withdrawn = False
         self._after_commit: list[Callable[[], Awaitable[object]]] = []
 
     @classmethod
@@ -146,9 +142,15 @@ class Invalidation:
 
     # -- before the commit ---------------------------------------------------
 
-    def write(self, outlets: Callable[[], Sequence[Outlet]], ids: Sequence[UUID]) -> None:
-        """Announce documents to every outlet, and to those that come before the commit."""
-        told = outlets()
+    def write(
+        self,
+        outlets: Callable[[], Sequence[Outlet]],
+        ids: Sequence[UUID],
+        told: Sequence[Outlet] | None = None,
+    ) -> None:
+        """Announce documents to every outlet (``told``: those that there are), and to those that
+        come before the commit."""
+        told = outlets() if told is None else told
         self._written.append(_Written(outlets, told, ids, current_tenant()))
         self._announce_to(told, ids)
 
@@ -189,8 +191,7 @@ class Invalidation:
         while self._sent:
             await self._answered(self._sent[0])
             self._sent.popleft()
-        now = self._clock()
-        if any(each.older_than(RENEW_SECONDS, now) for each in self._told.values()):
+        if self._renewals_due():
             await self._renew()
         for outlet, announced in self._told.items():
             if announced.failed and outlet.pointers.on_outage == "refuse":
@@ -201,8 +202,16 @@ class Invalidation:
                     backend="cache",
                 )
 
+    def withdraw(self) -> None:
+        """The caller is gone: without effect once the commit was sent, else it is refused."""
+        self._withdrawn = True
+        if self._sent:
+            self._sent[0].reply.cancel()
+
     def check_commit(self) -> None:
         """Refuse a COMMIT that would leave with an intent close to its deadline."""
+        if self._withdrawn:
+            raise asyncio.CancelledError
         now = self._clock()
         for told in self._told.values():
             if not told.commits(now):
@@ -224,6 +233,14 @@ class Invalidation:
         else:
             outlet.counters.intents += sent.keys
             told.intended_at = min(told.intended_at or sent.at, sent.at)
+
+    def _renewals_due(self) -> bool:
+        """Whether what counts (was answered, is not given up) was sent too long ago."""
+        due = self._clock() - RENEW_SECONDS
+        for told in self._told.values():
+            if told.intended_at is not None and told.intended_at < due and not told.failed:
+                return True
+        return False
 
     async def _renew(self) -> None:
         """Prolong every intent; counts from its sending, and only if all were answered."""
@@ -276,16 +293,7 @@ class Invalidation:
         await self._done(committed=True, acknowledge=False)
 
     async def _done(self, *, committed: bool, acknowledge: bool = True) -> None:
-        lost = [
-            outlet
-            for outlet, told in self._told.items()
-            if told.addresses
-            and not await _traced(
-                outlet,
-                len(told.addresses),
-                self._end(outlet, told.addresses, committed=committed),
-            )
-        ]
+        lost = await self._end_all(committed=committed)
         for work in self._after_commit if committed else ():
             with suppress(ForzeError):
                 await work()
@@ -299,6 +307,26 @@ class Invalidation:
                 backend="cache",
                 committed=True,
             )
+
+    async def _end_all(self, *, committed: bool) -> list[Outlet]:
+        """Tell every cache that the write is over, together; those that do not know."""
+        telling = [
+            (
+                outlet,
+                _traced(
+                    outlet,
+                    len(told.addresses),
+                    self._end(outlet, told.addresses, committed=committed),
+                ),
+            )
+            for outlet, told in self._told.items()
+            if told.addresses
+        ]
+        if len(telling) == 1:
+            ((outlet, only),) = telling
+            return [] if await only else [outlet]
+        knows = await asyncio.gather(*(each for _, each in telling))
+        return [outlet for (outlet, _), told in zip(telling, knows, strict=True) if not told]
 
     async def _end(self, outlet: Outlet, addresses: Sequence[str], *, committed: bool) -> bool:
         """Tell one cache that the write is over; whether it (or nobody) had to know."""
@@ -332,23 +360,25 @@ async def _clear(outlet: Outlet, namespace: str) -> bool:
     return True
 
 
-async def _traced(outlet: Outlet, keys: int, telling: Awaitable[bool]) -> bool:
-    """Await the end of a write at one cache, in a span where somebody traces."""
-    return await (telling if outlet.spans is None else outlet.spans.invalidate(keys, telling))
+def _traced(outlet: Outlet, keys: int, telling: Awaitable[bool]) -> Awaitable[bool]:
+    """The end of a write at one cache, in a span where somebody traces."""
+    spans = outlet.spans
+    return telling if spans is None or spans.unheard else spans.invalidate(keys, telling)
 
 
 def _batches(addresses: Sequence[str]) -> Iterable[Sequence[str]]:
+    if len(addresses) <= BATCH:
+        return (addresses,) if addresses else ()
     return (addresses[start : start + BATCH] for start in range(0, len(addresses), BATCH))
 
 
-async def _each(
+def _each(
     tell: Callable[[Sequence[str], str], Awaitable[None]], addresses: Sequence[str], write_id: str
-) -> None:
+) -> Awaitable[object]:
     """Tell of every address, in batches sent together."""
     if len(addresses) <= BATCH:
-        await tell(addresses, write_id)
-    else:
-        await asyncio.gather(*(tell(batch, write_id) for batch in _batches(addresses)))
+        return tell(addresses, write_id)
+    return asyncio.gather(*(tell(batch, write_id) for batch in _batches(addresses)))
 
 
 def _unheard(reply: asyncio.Future[None]) -> None:
@@ -372,23 +402,36 @@ async def write_through(
 ) -> T:
     """Run one statement that commits by itself, announced before and done after.
 
-    From the statement on it is shielded: a cancelled caller leaves nothing half done.
+    From the statement on it is sheltered: a cancelled caller leaves nothing half done.
     """
-    if not ids or not outlets():
+    told = outlets() if ids else ()
+    if not told:
         return await statement()
     write = Invalidation(resolver)
     try:
-        write.write(outlets, ids)
+        write.write(outlets, ids, told)
+    except BaseException:
+        _abandon(resolver, write)
+        raise
+    # The task begins while the announcement travels: later, its start would be a turn of the
+    # event loop between the cache's answer and the statement.
+    work = _around(resolver, write, statement)
+    try:
+        return await sheltered(resolver, work, name="forze-write", context=copy_context())
+    except asyncio.CancelledError:
+        write.withdraw()
+        raise
+
+
+async def _around(
+    resolver: Resolver, write: Invalidation, statement: Callable[[], Awaitable[T]]
+) -> T:
+    try:
         await write.before_commit()
         write.check_commit()
     except BaseException:
-        resolver.spawn(write.after(Outcome.ROLLED_BACK, None), name="forze-write-abandoned")
+        _abandon(resolver, write)
         raise
-    work = _committed(write, statement)
-    return await asyncio.shield(resolver.spawn(work, name="forze-write", context=copy_context()))
-
-
-async def _committed(write: Invalidation, statement: Callable[[], Awaitable[T]]) -> T:
     try:
         result = await statement()
     except BackendError as error:
@@ -402,3 +445,8 @@ async def _committed(write: Invalidation, statement: Callable[[], Awaitable[T]])
         raise
     await write.after(Outcome.COMMITTED, None)
     return result
+
+
+def _abandon(resolver: Resolver, write: Invalidation) -> None:
+    """Take back the announcements of a write whose statement was not sent."""
+    resolver.spawn(write.after(Outcome.ROLLED_BACK, None), name="forze-write-abandoned")
