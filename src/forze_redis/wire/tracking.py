@@ -31,7 +31,7 @@ from functools import partial
 from math import inf
 from time import monotonic
 from typing import Final, Literal
-from weakref import WeakSet
+from weakref import ReferenceType, WeakSet, ref
 
 from forze.application.contracts.cache import CacheInvalidation
 from forze.errors import (
@@ -100,6 +100,9 @@ class Tracking:
         self._pushed: dict[str, WeakSet[CacheInvalidation]] = {}
         self._sources: frozenset[object] = frozenset()
         self._streams: dict[object, Stream] = {}
+        self._live: list[ReferenceType[CacheInvalidation]] | None = None
+        """The tiers whose every source pushes, None where that has to be found out: whoever
+        changes what it follows from forgets it. Looked through ten times a second."""
         self._refused = False
         self._said: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -135,6 +138,7 @@ class Tracking:
             )
             return
         self._pushed.setdefault(prefix, WeakSet()).add(tier)
+        self._live = None
         tier.trust(inf if self._refused else -inf, self.bound_seconds)
         for stream in self._streams.values():
             if prefix not in stream.asked and not self._refused:
@@ -175,6 +179,7 @@ class Tracking:
     def rely_on(self, sources: Iterable[object]) -> None:
         """Every one of these has to push, or nothing is trusted. Without it: whoever does."""
         before, self._sources = self._sources, frozenset(sources)
+        self._live = None
         if self._sources - before:
             self._distrust()
         for source in self._streams.keys() - self._sources if self._sources else ():
@@ -186,6 +191,7 @@ class Tracking:
         """Follow every prefix on a connection nobody uses yet; raises if it is lost meanwhile."""
         self._heartbeat = max(TICK_SECONDS, min(heartbeat, LONGEST_HEARTBEAT_SECONDS))
         stream = self._streams[source] = Stream(connection)
+        self._live = None
         self._refused = any(each.refused for each in self._streams.values())
         prefixes = tuple(self._pushed)
         if prefixes:
@@ -196,6 +202,7 @@ class Tracking:
             else:
                 if self._stands(stream):  # not lost in the very turn of its answer
                     stream.live.update(prefixes)
+                    self._live = None
         self._grant(monotonic())
         self._arm()
 
@@ -214,6 +221,7 @@ class Tracking:
             return
         for source in ended:
             del self._streams[source]
+        self._live = None
         if connection is None:
             self._sources = frozenset()
         if not self._streams and self._timer is not None:
@@ -240,6 +248,7 @@ class Tracking:
             return
         if error is None and not reply.cancelled():
             stream.live.add(prefix)
+            self._live = None
             self._flush((self._pushed[prefix],))
             self._grant(monotonic())
             self._arm()
@@ -251,6 +260,7 @@ class Tracking:
     def _refuse(self, stream: Stream, error: ForzeError) -> None:
         self._refused = stream.refused = True
         stream.live.clear()
+        self._live = None
         for tiers in self._pushed.values():
             for tier in tiers:
                 tier.trust(inf, inf)
@@ -296,10 +306,13 @@ class Tracking:
             return
         alive = min(each.alive for each in self._streams.values())
         until = min(now + TRUST_SECONDS, alive + self.bound_seconds)
-        for prefix, tiers in self._pushed.items():
-            if self._is_live(prefix):
-                for tier in tiers:
-                    tier.trust(until, self.bound_seconds)
+        bound = self.bound_seconds
+        if self._live is None:
+            live = filter(self._is_live, self._pushed)
+            self._live = [ref(tier) for prefix in live for tier in self._pushed[prefix]]
+        for each in self._live:
+            if (tier := each()) is not None:
+                tier.trust(until, bound)
 
     def _distrust(self) -> None:
         """Something may be changing unheard: nothing pushed is kept or served."""
