@@ -16,10 +16,11 @@ few seconds after the last one who waited.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
-from typing import Any
+from types import TracebackType
+from typing import Any, Generic, TypeVar
 
 from forze.application.integrations.locks.line import LOOK_SECONDS, WAITER_SECONDS
 from forze.application.integrations.locks.names import encode_name
@@ -29,6 +30,8 @@ from forze_redis.config import RedisDistributedLockConfig
 from forze_redis.keys import ResourceKeys
 from forze_redis.wire.scripts import load_script
 from forze_redis.wire.subscriptions import Subscription
+
+L = TypeVar("L")
 
 ACQUIRE = load_script("lock_acquire")
 EXTEND = load_script("lock_extend")
@@ -58,16 +61,37 @@ class RedisLocks:
         ttl: timedelta,
     ) -> None:
         self._client = client
-        self._config = config
-        self._resource = resource
+        self._keys = ResourceKeys(client, config, resource)
         self._lease_ms = lease_ms(ttl)
 
-    @asynccontextmanager
-    async def open(self, key: str, *, shared: bool = False) -> AsyncIterator[RedisLock]:
-        part = encode_name(key)
-        async with self._client.hold() as here:
-            name = ResourceKeys(here, self._config, self._resource).of(part)
-            yield RedisLock(here, name, self._lease_ms, shared=shared)
+    def open(self, key: str, *, shared: bool = False) -> Opened[RedisLock]:
+        name = self._keys.of(encode_name(key))
+        return Opened(
+            self._client.hold(), lambda here: RedisLock(here, name, self._lease_ms, shared=shared)
+        )
+
+
+class Opened(Generic[L]):
+    """A block with a lock that is kept by the client which serves the route it begins in."""
+
+    __slots__ = ("_hold", "_lock")
+
+    def __init__(
+        self, hold: AbstractAsyncContextManager[RedisClient], lock: Callable[[RedisClient], L]
+    ) -> None:
+        self._hold = hold
+        self._lock = lock
+
+    async def __aenter__(self) -> L:
+        return self._lock(await self._hold.__aenter__())
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._hold.__aexit__(kind, error, trace)
 
 
 class RedisStored:

@@ -84,32 +84,35 @@ class ResourceKeys:
     key by a suffix stands in its slot.
     """
 
-    __slots__ = ("_client", "_config", "_resource")
+    __slots__ = ("_client", "_config", "_fixed", "_resource")
 
     def __init__(self, client: RedisClient, config: ResourceConfig, resource: str) -> None:
         self._client = client
         self._config = config
         self._resource = resource
+        namespace = config.namespace
+        self._fixed = None if callable(namespace) else encode_part(namespace, "namespace")
 
     def of(self, *encoded: str) -> str:
         """The key of these parts, encoded already, under the bound tenant.
 
         Raises ``TenantRequired`` where there has to be one and is not.
         """
-        parts = [*self._begin(), *encoded]
+        if self._fixed is None or self._config.tenant_aware:
+            encoded = (*self._of_tenant(), *encoded)
+        else:
+            encoded = (self._fixed, *encoded)
         if self._client.clustered:
-            parts[-1] = f"{{{parts[-1]}}}"
-        return "/".join(parts)
+            encoded = (*encoded[:-1], f"{{{encoded[-1]}}}")
+        return "/".join(encoded)
 
-    def _begin(self) -> list[str]:
-        namespace = self._config.namespace
-        if not callable(namespace) and not self._config.tenant_aware:
-            return [encode_part(namespace, "namespace")]
-        tenant = require_tenant(self._resource)
-        if callable(namespace):
-            namespace = namespace_of(namespace, tenant, self._resource)
-        begin = [encode_part(namespace, "namespace")]
-        return [*begin, encode_part(tenant, "tenant")] if self._config.tenant_aware else begin
+    def _of_tenant(self) -> tuple[str, ...]:
+        tenant, begin = require_tenant(self._resource), self._fixed
+        if begin is None:
+            assert callable(self._config.namespace)
+            namespace = namespace_of(self._config.namespace, tenant, self._resource)
+            begin = encode_part(namespace, "namespace")
+        return (begin, encode_part(tenant, "tenant")) if self._config.tenant_aware else (begin,)
 
 
 class PolicyKeys:

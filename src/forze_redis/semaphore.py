@@ -11,15 +11,14 @@ The line beside them is that of a lock (``forze_redis.dlock``).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 
 from forze.application.contracts.dlock import SemaphoreSpec
 from forze.application.integrations.locks.names import encode_name
 from forze.application.integrations.locks.store import Granted, Look, Refused
 from forze_redis.client import RedisClient
 from forze_redis.config import RedisDistributedLockConfig
-from forze_redis.dlock import WAITER_MS, RedisStored, answered, lease_ms, looked
+from forze_redis.dlock import WAITER_MS, Opened, RedisStored, answered, lease_ms, looked
 from forze_redis.keys import ResourceKeys
 from forze_redis.wire.scripts import load_script
 
@@ -37,15 +36,16 @@ class RedisSemaphores:
         self, client: RedisClient, config: RedisDistributedLockConfig, spec: SemaphoreSpec
     ) -> None:
         self._client = client
-        self._config = config
-        self._spec = spec
+        self._keys = ResourceKeys(client, config, f"semaphore {spec.name!r}")
+        self._lease_ms = lease_ms(spec.ttl)
+        self._permits = spec.permits
 
-    @asynccontextmanager
-    async def open(self, key: str, *, shared: bool = False) -> AsyncIterator[RedisSemaphore]:
-        part, spec = encode_name(key), self._spec
-        async with self._client.hold() as here:
-            name = ResourceKeys(here, self._config, f"semaphore {spec.name!r}").of(part)
-            yield RedisSemaphore(here, name, lease_ms(spec.ttl), spec.permits)
+    def open(self, key: str, *, shared: bool = False) -> Opened[RedisSemaphore]:
+        name = self._keys.of(encode_name(key))
+        return Opened(
+            self._client.hold(),
+            lambda here: RedisSemaphore(here, name, self._lease_ms, self._permits),
+        )
 
 
 class RedisSemaphore(RedisStored):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from forze.application.contracts.dlock import (
     SemaphoreSpec,
 )
 from forze.application.execution import DepsPlan, ExecutionRuntime
+from forze.application.integrations.locks import lease as leases
 from forze.application.integrations.locks.lease import Lease, believed_long, valid_until
 from forze.application.integrations.locks.names import BESIDE, encode_name
 from forze.errors import ConfigurationError, LockLost, ValidationError
@@ -169,6 +172,131 @@ async def test_a_lease_that_was_over_before_its_block_began(awaits: bool) -> Non
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0
+
+
+class _Wound:
+    """A lock on a server whose clock is wound by hand; it extends until told not to answer."""
+
+    look_seconds = 0.002
+
+    def __init__(self) -> None:
+        self.now = 10.0
+        self.asked = 0
+        self.answers = asyncio.Event()
+        self.answers.set()
+
+    def clock(self) -> float:
+        return self.now
+
+    async def extend(self, owner: str, token: int | None) -> bool:
+        self.asked += 1
+        await self.answers.wait()
+        return True
+
+
+def lease_of(stored: Any, *, ttl_seconds: float = 60.0) -> Lease:
+    """What was granted at this moment."""
+    acquired = AcquiredLock("k", "one", 7)
+    sent = stored.clock()
+    return Lease(stored, acquired, resource="lock 'jobs'", sent=sent, ttl_seconds=ttl_seconds)
+
+
+async def test_the_first_heartbeat_is_due_by_the_clock_of_the_lease() -> None:
+    """The machine slept meanwhile: the event loop's clock says that there is time."""
+    stored = _Wound()
+    lease = lease_of(stored)
+    lease.begin(heartbeat=True)
+    await asyncio.sleep(0.01)
+    assert stored.asked == 0
+    stored.now += 20.0
+    async with asyncio.timeout(1):
+        while lease.remaining < 50.0:
+            await asyncio.sleep(0.001)
+    assert stored.asked == 1
+    assert lease.end()
+
+
+async def test_a_block_that_ends_during_its_first_heartbeat() -> None:
+    stored = _Wound()
+    for begun in (False, True):
+        stored.asked = 0
+        stored.answers.clear()
+        lease = lease_of(stored)
+        lease.begin(heartbeat=True)
+        stored.now += 20.0
+        async with asyncio.timeout(1):
+            while lease._beating is None or (begun and not stored.asked):
+                await asyncio.sleep(0)
+        beating = lease._beating
+        assert lease.end()
+        assert lease.verdict(None) is not None
+        stored.answers.set()
+        await asyncio.wait({beating})
+        assert beating.cancelled()
+        assert stored.asked == begun
+        assert lease.remaining == 0.0
+
+
+@pytest.mark.parametrize("asked", ["before", "after"])
+@pytest.mark.parametrize("how", ["ended", "lost"])
+async def test_whoever_asks_for_the_end_sees_it(asked: str, how: str) -> None:
+    """Also in a thread, and whether or not anybody asked for it before it came."""
+    lease = lease_of(_Standing())
+    events: list[threading.Event] = []
+
+    async def block() -> None:
+        lease.begin(heartbeat=False)
+        if asked == "before":
+            events.append(lease.lost)
+            assert not lease.lost.is_set()
+        if how == "ended":
+            lease.end()
+        else:
+            lease.lose("it was removed")
+
+    await asyncio.wait({asyncio.ensure_future(block())})
+    events += [await asyncio.to_thread(lambda: lease.lost), lease.lost]
+    assert all(each is events[0] for each in events)
+    assert events[0].is_set()
+
+
+def test_threads_that_ask_at_once_have_one_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = threading.Barrier(2)
+
+    class Slow(threading.Event):
+        def __init__(self) -> None:
+            super().__init__()
+            both.wait(5)  # neither of them has it when the other begins
+
+    monkeypatch.setattr(leases, "threading", SimpleNamespace(Event=Slow))
+    lease = lease_of(_Standing())
+    seen: list[threading.Event] = []
+    threads = [threading.Thread(target=lambda: seen.append(lease.lost)) for _ in range(2)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(5)
+    assert seen == [lease.lost] * 2
+
+
+def test_the_block_of_one_lease_may_end_while_another_is_asked_for_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Garbage is collected anywhere, and a block that is part of it ends there."""
+    other = lease_of(_Standing())
+
+    class Collecting(threading.Event):
+        def __init__(self) -> None:
+            monkeypatch.undo()
+            assert not other.lost.is_set()
+            super().__init__()
+
+    monkeypatch.setattr(leases, "threading", SimpleNamespace(Event=Collecting))
+    lease = lease_of(_Standing())
+    asking = threading.Thread(target=lambda: lease.lost, daemon=True)
+    asking.start()
+    asking.join(5)
+    assert not asking.is_alive()
 
 
 async def test_two_runtimes_over_one_memory_share_their_locks() -> None:

@@ -19,12 +19,15 @@ local stamp = string.format('%.0f', now)
 local lock, fence, readers, queue, waiting = unpack(KEYS)
 local owner, shared, lease = ARGV[1], ARGV[2] == '1', tonumber(ARGV[3])
 
-if redis.call('EXISTS', waiting) == 0 then redis.call('DEL', queue) end
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', waiting, '-inf', stamp)) do
-  redis.call('ZREM', queue, id)
-  redis.call('ZREM', waiting, id)
+local crowd = redis.call('EXISTS', readers, queue, waiting) > 0 -- else it is alone with its holder
+if crowd then
+  if redis.call('EXISTS', waiting) == 0 then redis.call('DEL', queue) end
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', waiting, '-inf', stamp)) do
+    redis.call('ZREM', queue, id)
+    redis.call('ZREM', waiting, id)
+  end
+  redis.call('ZREMRANGEBYSCORE', readers, '-inf', stamp)
 end
-redis.call('ZREMRANGEBYSCORE', readers, '-inf', stamp)
 
 local function outlast(key, milliseconds) -- a key lives as long as what is in it
   if redis.call('PTTL', key) < milliseconds then redis.call('PEXPIRE', key, milliseconds) end
@@ -39,7 +42,7 @@ local value = redis.call('GET', lock)
 local last = tonumber(redis.call('GET', fence) or '0')
 local holder, token
 if value then holder, token = string.match(value, '^(.*)|(%d+)$') end
-if shared and redis.call('ZSCORE', readers, owner) then
+if shared and crowd and redis.call('ZSCORE', readers, owner) then
   read()
   return {1, last}
 elseif not shared and holder == owner then
@@ -48,6 +51,7 @@ elseif not shared and holder == owner then
 end
 
 local function first() -- nobody who waits has to go before
+  if not crowd then return true end
   if not shared then
     local head = redis.call('ZRANGE', queue, 0, 0)[1]
     return not head or head == owner
@@ -59,7 +63,7 @@ local function first() -- nobody who waits has to go before
   return true
 end
 
-local reading = redis.call('ZRANGE', readers, -1, -1, 'WITHSCORES')
+local reading = crowd and redis.call('ZRANGE', readers, -1, -1, 'WITHSCORES') or {}
 if value or (reading[1] and not shared) or not first() then
   local wait = tonumber(ARGV[4])
   if wait > 0 then
@@ -83,8 +87,10 @@ if not shared then
   granted = now > last and now or last + 1
   redis.call('SET', fence, string.format('%.0f', granted))
 end
-redis.call('ZREM', queue, owner)
-redis.call('ZREM', waiting, owner)
+if crowd then
+  redis.call('ZREM', queue, owner)
+  redis.call('ZREM', waiting, owner)
+end
 if shared then
   read()
 else

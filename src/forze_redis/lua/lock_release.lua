@@ -17,19 +17,23 @@ local stamp = string.format('%.0f', t[1] * 1000000 + t[2])
 local lock, readers, queue, waiting, channel = unpack(KEYS)
 local owner, shared = ARGV[1], ARGV[3] == '1'
 
-if redis.call('EXISTS', waiting) == 0 then redis.call('DEL', queue) end
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', waiting, '-inf', stamp)) do
-  redis.call('ZREM', queue, id)
-  redis.call('ZREM', waiting, id)
+local crowd = redis.call('EXISTS', readers, queue, waiting) > 0 -- else it is alone with its holder
+if crowd then
+  if redis.call('EXISTS', waiting) == 0 then redis.call('DEL', queue) end
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', waiting, '-inf', stamp)) do
+    redis.call('ZREM', queue, id)
+    redis.call('ZREM', waiting, id)
+  end
+  redis.call('ZREMRANGEBYSCORE', readers, '-inf', stamp)
 end
-redis.call('ZREMRANGEBYSCORE', readers, '-inf', stamp)
 local holder, token = string.match(redis.call('GET', lock) or '', '^(.*)|(%d+)$')
 local held = 0
 if shared then
-  held = redis.call('ZREM', readers, owner)
+  held = crowd and redis.call('ZREM', readers, owner) or 0
 elseif holder == owner and (ARGV[2] == '' or token == ARGV[2]) then
   held = redis.call('DEL', lock)
 end
+if not crowd then return held end
 local waited = redis.call('ZREM', queue, owner)
 redis.call('ZREM', waiting, owner)
 if held + waited == 0 or redis.call('EXISTS', lock) == 1 then return held end

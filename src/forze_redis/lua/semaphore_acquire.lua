@@ -26,7 +26,8 @@ local function drop(members, beside) -- what has lapsed, from both
     redis.call('ZREM', beside, id)
   end
 end
-drop(waiting, queue)
+local crowd = redis.call('EXISTS', queue, waiting) > 0 -- else nobody waits
+if crowd then drop(waiting, queue) end
 drop(holders, tokens)
 
 local function outlast(key, milliseconds) -- a key lives as long as what is in it
@@ -45,7 +46,7 @@ local last = tonumber(redis.call('GET', fence) or '0')
 local mine = tonumber(redis.call('ZSCORE', tokens, owner) or '')
 if mine and redis.call('ZSCORE', holders, owner) then return hold(mine) end
 
-local ahead = redis.call('ZRANK', queue, owner) or redis.call('ZCARD', queue)
+local ahead = crowd and (redis.call('ZRANK', queue, owner) or redis.call('ZCARD', queue)) or 0
 local free = permits - redis.call('ZCARD', holders)
 if free <= ahead then
   local wait = tonumber(ARGV[4])
@@ -65,6 +66,8 @@ end
 
 local token = now > last and now or last + 1
 redis.call('SET', fence, string.format('%.0f', token))
-redis.call('ZREM', queue, owner)
-redis.call('ZREM', waiting, owner)
+if crowd then
+  redis.call('ZREM', queue, owner)
+  redis.call('ZREM', waiting, owner)
+end
 return hold(token)

@@ -23,11 +23,13 @@ local function drop(members, beside) -- what has lapsed, from both
     redis.call('ZREM', beside, id)
   end
 end
-drop(waiting, queue)
+local crowd = redis.call('EXISTS', queue, waiting) > 0 -- else nobody waits
+if crowd then drop(waiting, queue) end
 drop(holders, tokens)
 
 local held = redis.call('ZREM', holders, owner)
 redis.call('ZREM', tokens, owner)
+if not crowd then return held end
 local waited = redis.call('ZREM', queue, owner)
 redis.call('ZREM', waiting, owner)
 local free = tonumber(ARGV[2]) - redis.call('ZCARD', holders)

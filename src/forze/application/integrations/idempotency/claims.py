@@ -16,8 +16,8 @@ from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from enum import Enum, auto
+from secrets import token_hex
 from typing import Any, TypeAlias
-from uuid import uuid4
 from weakref import ref
 
 from forze.application.contracts.idempotency import IdempotencySnapshot
@@ -104,7 +104,7 @@ class Claim:
         self.guarded = guarded
         """Whether a block of its own ends it."""
         self.scope, self.task = current_scope(), this_task()
-        self.owner = uuid4().hex
+        self.owner = token_hex(16)
         self.began = self.kept_at = time.monotonic()
         self.phase = Phase.ASKING
         self.generation = 0

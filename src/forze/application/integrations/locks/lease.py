@@ -16,6 +16,7 @@ import asyncio
 import contextvars
 import threading
 from datetime import timedelta
+from math import inf
 
 from forze.application.contracts.dlock import AcquiredLock, HeldLock
 from forze.application.integrations.locks.store import StoredLock
@@ -41,6 +42,8 @@ def believed_long(sent: float, now: float, ttl_seconds: float) -> bool:
 class Lease:
     """A grant, from its request on until it is given back or lost."""
 
+    _lost: threading.Event | None = None
+
     def __init__(
         self,
         stored: StoredLock,
@@ -52,7 +55,6 @@ class Lease:
     ) -> None:
         self.stored = stored
         self.acquired = acquired
-        self.lost = threading.Event()
         self._resource = resource
         self._ttl_seconds = ttl_seconds
         self._until = valid_until(sent, ttl_seconds)
@@ -66,6 +68,19 @@ class Lease:
         """Seconds for which it can be believed in; not above zero: it cannot."""
         return 0.0 if self._why is not None else self._until - self.stored.clock()
 
+    @property
+    def lost(self) -> threading.Event:
+        """Set when it cannot be believed in any more. Safe in any thread.
+
+        Made when it is asked for: it takes longer than all else that is made for a lease. Whoever
+        comes second gets the first one's; under a lock, garbage that is collected meanwhile (the
+        block of another lease) would wait for this very thread.
+        """
+        lost: threading.Event = self._lost or vars(self).setdefault("_lost", threading.Event())
+        if self._why is not None:
+            lost.set()
+        return lost
+
     def check(self) -> None:
         """Raise ``LockLost`` where it cannot be believed in. Safe in any thread."""
         if self.remaining <= 0:
@@ -77,21 +92,16 @@ class Lease:
         assert task is not None
         self._task, self._cancelling = task, task.cancelling()
         self._loop = task.get_loop()
+        self._beat_at = self.stored.clock() + self._ttl_seconds / BEATS if heartbeat else inf
         # Not at once: what cancels its own task cannot take that back on every Python.
-        self._timer = self._loop.call_soon(self._watch, context=contextvars.Context())
-        if heartbeat:
-            self._beating = self._loop.create_task(
-                self._beat(), name="forze-lock-heartbeat", context=contextvars.Context()
-            )
+        self._watch_again(self.remaining)
 
     def end(self) -> bool:
         """The block is over; whether the lease held until here."""
         if self._why is None and self.remaining <= 0:
             self._why = self._lapsed()
         held = self._why is None
-        self._stop()
-        self._why = self._why or "it was given back at the end of its block"
-        self.lost.set()
+        self._over(self._why or "it was given back at the end of its block")
         return held
 
     def verdict(self, error: BaseException | None) -> LockLost | None:
@@ -111,9 +121,7 @@ class Lease:
     def lose(self, why: str) -> None:
         """It cannot be believed in any more: the block is cancelled."""
         if self._why is None:
-            self._why = why
-            self.lost.set()
-            self._stop()
+            self._over(why)
             self._cancelled = True
             self._task.cancel()
 
@@ -132,17 +140,27 @@ class Lease:
         return f"its lease of {self._ttl_seconds:g} s ended without having been extended in time"
 
     def _watch(self) -> None:
-        """Cancel the block at the end; look at the clock before, since it may run ahead of the
-        event loop's, which stands still while the machine sleeps."""
+        """Cancel the block at the end, and begin the heartbeat when it is due: most blocks are
+        over before."""
         left = self.remaining
         if left <= 0:
             self.lose(self._lapsed())
             return
-        pause = min(left, self.stored.look_seconds)
+        if self.stored.clock() >= self._beat_at:
+            self._beat_at = inf
+            self._beating = self._loop.create_task(
+                self._beat(), name="forze-lock-heartbeat", context=contextvars.Context()
+            )
+        self._watch_again(left)
+
+    def _watch_again(self, left: float) -> None:
+        """At the end, or earlier: the lease's clock may run ahead of the event loop's, which stands
+        still while the machine sleeps."""
+        pause = min(left, self.stored.look_seconds, self._beat_at - self.stored.clock())
         self._timer = self._loop.call_later(pause, self._watch, context=contextvars.Context())
 
     async def _beat(self) -> None:
-        pause = every = self._ttl_seconds / BEATS
+        pause, every = 0.0, self._ttl_seconds / BEATS
         while True:
             await asyncio.sleep(pause)
             sent = self.stored.clock()
@@ -160,7 +178,10 @@ class Lease:
             self._until = max(self._until, valid_until(sent, self._ttl_seconds))
             pause = max(0.0, sent + every - self.stored.clock())
 
-    def _stop(self) -> None:
+    def _over(self, why: str) -> None:
+        self._why = why  # first: an event that is made from here on is set by whoever asks
+        if self._lost is not None:
+            self._lost.set()
         if self._timer is not None:
             self._timer.cancel()
         if self._beating is not None:

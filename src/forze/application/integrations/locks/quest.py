@@ -55,16 +55,19 @@ class Quest:
         seconds = _within(wait)
         if seconds is not None and seconds <= 0:
             raise self._not_acquired("the deadline of this task (bind_deadline) has passed")
+        if seconds is None:
+            return await self._once()
         timeout = asyncio.timeout(seconds)
         try:
             async with timeout:
-                if wait is not None:
-                    return await self._in_line()
-                lease = await self._ask(waits=False, patient=False)
+                return await (self._once() if wait is None else self._in_line())
         except TimeoutError:
             if not timeout.expired():
                 raise
             raise self._too_late() from self._failure
+
+    async def _once(self) -> Lease:
+        lease = await self._ask(waits=False, patient=False)
         if lease is None:
             raise self._not_acquired()
         return lease
