@@ -22,15 +22,14 @@ from redis.backoff import NoBackoff
 
 from forze_redis.driver.async_cluster import LoopCluster
 from forze_redis.driver.bays import LoopBay
-from forze_redis.driver.guard import Guard, NoGuard
+from forze_redis.driver.guard import Guard
 from forze_redis.driver.limit import ConnectionLimit
-from forze_redis.driver.options import DriverOptions, settings
+from forze_redis.driver.making import make, pool_arguments
+from forze_redis.driver.options import DriverOptions
 from forze_redis.driver.parting import Parting, socket_of, together, usable
-from forze_redis.driver.watched import watched
 from forze_redis.wire.config import RedisConfig
 from forze_redis.wire.connection import disown
-from forze_redis.wire.dsn import Endpoint, parse_dsn
-from forze_redis.wire.place import place
+from forze_redis.wire.dsn import Endpoint
 from forze_redis.wire.pool import ASYNC
 from forze_redis.wire.topology import Topology
 
@@ -52,15 +51,7 @@ def async_client(
     ``redis.ConnectionError`` as well. ``aclose()`` closes its connections on every loop; it may
     be used again afterwards.
     """
-    config = RedisConfig(connect_timeout=options.connect_timeout)
-    endpoint = parse_dsn(url, config)
-    endpoint.ssl_context()
-    bound = limit or ConnectionLimit(options.max_connections)
-    if endpoint.seeds:
-        return LoopCluster(endpoint, options, guard or NoGuard(), bound)
-    client = Redis(connection_pool=LoopPool(endpoint, config, options, guard or NoGuard(), bound))
-    client.auto_close_connection_pool = True
-    return client
+    return make(url, options, guard, limit, cluster=LoopCluster, client=Redis, pool=LoopPool)
 
 
 class LoopPool(ConnectionPool):
@@ -79,15 +70,9 @@ class LoopPool(ConnectionPool):
         guard: Guard,
         limit: ConnectionLimit,
     ) -> None:
-        kind, arguments = place(endpoint, ASYNC)
-        if endpoint.sentinels is not None:
-            arguments |= {"connection_pool": weakref.proxy(self)}
         super().__init__(
-            connection_class=watched(kind, guard),
-            max_connections=limit.n,
             retry=Retry(NoBackoff(), 0),
-            **settings(options),
-            **arguments,
+            **pool_arguments(self, ASYNC, endpoint, options, guard, limit),
         )
         self.guard = guard
         self.limit = limit

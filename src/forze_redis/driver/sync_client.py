@@ -15,15 +15,15 @@ from redis.sentinel import MasterNotFoundError
 
 from forze.errors import ForzeError
 from forze_redis.driver.bays import ThreadBay
-from forze_redis.driver.guard import Guard, NoGuard
+from forze_redis.driver.guard import Guard
 from forze_redis.driver.limit import ConnectionLimit
-from forze_redis.driver.options import DriverOptions, settings
+from forze_redis.driver.making import make, pool_arguments
+from forze_redis.driver.options import DriverOptions
 from forze_redis.driver.parting import Parting, usable
 from forze_redis.driver.sync_cluster import ThreadCluster
-from forze_redis.driver.watched import SYNC, watched
+from forze_redis.driver.watched import SYNC
 from forze_redis.wire.config import RedisConfig
-from forze_redis.wire.dsn import Endpoint, parse_dsn
-from forze_redis.wire.place import place
+from forze_redis.wire.dsn import Endpoint
 from forze_redis.wire.topology import Topology
 
 
@@ -35,15 +35,7 @@ def sync_client(
     limit: ConnectionLimit | None = None,
 ) -> Redis | RedisCluster:
     """A blocking redis-py client of what ``url`` names; all else as with ``async_client``."""
-    config = RedisConfig(connect_timeout=options.connect_timeout)
-    endpoint = parse_dsn(url, config)
-    endpoint.ssl_context()
-    bound = limit or ConnectionLimit(options.max_connections)
-    if endpoint.seeds:
-        return ThreadCluster(endpoint, options, guard or NoGuard(), bound)
-    client = Redis(connection_pool=ThreadPool(endpoint, config, options, guard or NoGuard(), bound))
-    client.auto_close_connection_pool = True
-    return client
+    return make(url, options, guard, limit, cluster=ThreadCluster, client=Redis, pool=ThreadPool)
 
 
 class ThreadPool(ConnectionPool):
@@ -61,15 +53,9 @@ class ThreadPool(ConnectionPool):
         guard: Guard,
         limit: ConnectionLimit,
     ) -> None:
-        kind, arguments = place(endpoint, SYNC)
-        if endpoint.sentinels is not None:
-            arguments |= {"connection_pool": weakref.proxy(self)}
         super().__init__(
-            connection_class=watched(kind, guard),
-            max_connections=limit.n,
             retry=Retry(NoBackoff(), 0),
-            **settings(options),
-            **arguments,
+            **pool_arguments(self, SYNC, endpoint, options, guard, limit),
         )
         self.guard = guard
         self.limit = limit
