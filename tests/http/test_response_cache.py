@@ -43,6 +43,7 @@ from forze_fastapi import (
     register_exception_handlers,
     runtime_lifespan,
 )
+from forze_fastapi.response_cache.exchange import _caller
 from forze_memory import MemoryDepsModule
 from forze_redis import RedisClient, RedisDepsModule, redis_lifecycle_step
 
@@ -690,3 +691,54 @@ async def test_without_a_runtime_it_says_what_to_do() -> None:
 
     async with client_of(app) as client:
         assert (await client.get("/")).status_code == 500
+
+
+async def test_a_server_that_gives_headers_as_lists() -> None:
+    """As some adapters of functions-as-a-service do; the key is that of any other server."""
+    app, runs = FastAPI(lifespan=runtime_lifespan(_in_memory())), []
+
+    @app.get("/")
+    @cached_response(60, vary=["x-shown"])
+    async def root(request: Request) -> str:
+        runs.append(1)
+        return request.headers["x-shown"]
+
+    async def adapted(scope: Any, receive: Any, send: Any) -> None:
+        if any(name == b"x-listed" for name, _ in scope.get("headers", ())):
+            scope["headers"] = [list(each) for each in scope["headers"]]
+        await app(scope, receive, send)
+
+    async with client_of(adapted) as client:
+        for headers in ({}, {"x-listed": "yes"}):
+            answer = await client.get("/", headers={"x-shown": "a", **headers})
+            assert (answer.status_code, answer.json()) == (200, "a")
+    assert len(runs) == 1
+
+
+async def test_what_requests_say_is_not_kept_beside_the_cache(
+    client: httpx.AsyncClient,
+) -> None:
+    """Neither for its size nor for what it may be: a token that varies is somebody's."""
+    for number in range(3):
+        said = {"accept-language": f"l{number}", "host": f"h{number}"}
+        assert (await client.get(f"/request?q={number}", headers=said)).status_code == 200
+        if number == 0:
+            remembered = _caller.cache_info().currsize
+    assert _caller.cache_info().currsize == remembered
+
+
+async def test_a_dependency_that_gives_no_context_is_not_replaced() -> None:
+    app, runs = FastAPI(lifespan=runtime_lifespan(_in_memory())), []
+
+    @app.get("/")
+    @cached_response(60, ctx_dep=lambda: None)  # type: ignore[arg-type,return-value]
+    async def root() -> None:
+        runs.append(1)
+
+    async with client_of(app) as client:
+        assert (await client.get("/")).status_code == 500
+    assert not runs
+
+
+def _in_memory() -> ExecutionRuntime:
+    return ExecutionRuntime(deps=DepsPlan.from_modules(MemoryDepsModule()))

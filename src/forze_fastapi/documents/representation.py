@@ -14,6 +14,8 @@ from forze_fastapi.errors import HTTPProblem
 
 JSON: Final = "application/json"
 
+_CONDITIONS: Final = (b"if-match", b"if-none-match")
+
 
 class Representation(Generic[R]):
     """The representation of one document kind.
@@ -48,10 +50,11 @@ class Representation(Generic[R]):
 
     def answer_read(self, request: Request, document: R, tag: str | None) -> Response:
         """The document, or 304, as the conditions of the request have it."""
+        verdict = Verdict.SEND
+        if any(name in _CONDITIONS for name, _ in request.scope["headers"]):
+            match = tags_of(request, "if-match")
+            verdict = judge_read(tag, match, tags_of(request, "if-none-match", lenient=True))
         headers = self._headers if tag is None else {**self._headers, "ETag": tag}
-        verdict = judge_read(
-            tag, tags_of(request, "if-match"), tags_of(request, "if-none-match", lenient=True)
-        )
         if verdict is Verdict.SEND:
             return Response(self._json(document), media_type=JSON, headers=headers)
         if verdict is Verdict.NOT_MODIFIED:

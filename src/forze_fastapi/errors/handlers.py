@@ -18,7 +18,7 @@ from starlette.websockets import WebSocketState
 from forze.errors import ForzeError
 from forze_fastapi.errors.mapping import gravest, headers_of, problem_of
 from forze_fastapi.errors.openapi import describe_problems
-from forze_fastapi.errors.problem import MEDIA_TYPE
+from forze_fastapi.errors.problem import MEDIA_TYPE, Problem
 
 logger: Final = logging.getLogger("forze.http")
 
@@ -39,16 +39,15 @@ def problem_response(error: BaseException, request: HTTPConnection | None = None
     a backend that failed is one line in the log.
     """
     error = gravest(error)
-    instance = None
+    problem, instance = problem_of(error), None
     if isinstance(error, HTTPException):
-        return _rendered(error)
-    status = problem_of(error).status
-    if status == 500:
+        return _rendered(error, problem)
+    if problem.status == 500:
         instance = _new_instance()
         logger.error("%s: problem %s", _what(request), instance, exc_info=error)
-    elif status > 500:
+    elif problem.status > 500:
         logger.warning("%s: %s", _what(request), error)
-    return _rendered(error, instance)
+    return _rendered(error, problem, instance)
 
 
 def register_exception_handlers(app: FastAPI, *, unexpected: bool = True) -> None:
@@ -101,11 +100,11 @@ async def _answer_unexpected(connection: Request | WebSocket, error: Exception) 
     instance = _new_instance()
     error.add_note(f"answered as problem {instance}")
     logger.error("%s: problem %s: %s", _what(connection), instance, type(error).__name__)
-    return _rendered(error, instance)
+    return _rendered(error, problem_of(error), instance)
 
 
-def _rendered(error: BaseException, instance: str | None = None) -> Response:
-    problem, headers = problem_of(error), headers_of(error)
+def _rendered(error: BaseException, problem: Problem, instance: str | None = None) -> Response:
+    headers = headers_of(error)
     if problem.status in _WITHOUT_BODY:
         return Response(status_code=problem.status, headers=headers)
     problem.instance = problem.instance or instance

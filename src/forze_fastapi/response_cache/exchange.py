@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Set
 from copy import copy
+from functools import lru_cache
 from time import time
 from typing import TYPE_CHECKING, Any
 
@@ -106,10 +107,11 @@ class Exchange:
     def _beside(self, tenant: str | None, principal: str | None) -> bytes:
         """What the response depends on besides the arguments."""
         cached, request = self._cached, self._request
-        chosen = [request.headers.getlist(name) for name in cached.vary]
-        return self._shape() + canonical(
-            (cached.name, tenant, principal, chosen, self._seen, cached.version)
-        )
+        beside = self._shape() + _caller(cached.name, cached.version, tenant, principal)
+        if cached.vary or self._seen is not None:
+            chosen = [request.headers.getlist(name) for name in cached.vary]
+            beside += canonical((chosen, self._seen))
+        return beside
 
     def _shape(self) -> bytes:
         """How this route turns what the handler returns into a body."""
@@ -208,6 +210,13 @@ class Exchange:
             if name.lower() not in kept or (name.lower() == b"set-cookie")
         )
         return response
+
+
+@lru_cache(maxsize=1_024, typed=True)
+def _caller(name: str, version: str | int, tenant: str | None, principal: str | None) -> bytes:
+    """The part of a key that comes again, remembered. What a request says is not: it may be large,
+    or a secret."""
+    return canonical((name, version, tenant, principal))
 
 
 def _past(response: Response, *, fwd: str) -> Response:

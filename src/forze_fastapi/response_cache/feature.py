@@ -174,31 +174,32 @@ def cached_response(
                 return await call(handler, *args, **values)
             return await exchange.run(values)
 
-        context = _ambient if ctx_dep is None else context_dependency(ctx_dep)
-        declare(answered, handler, **{_PARAMETER: _exchanges(cached, context)})
+        declare(answered, handler, **{_PARAMETER: _exchanges(cached, ctx_dep)})
         return answered  # type: ignore[return-value] # called by FastAPI, which asks its signature
 
     return decorate
 
 
-def _exchanges(cached: Cached, context: Callable[..., Any]) -> Callable[..., Exchange]:
-    async def exchange(request: Request, response: Response, ctx: Any) -> Exchange:
-        return Exchange(cached, ctx, request, response)
+def _exchanges(cached: Cached, ctx_dep: ContextDep | None) -> Callable[..., Exchange]:
+    async def exchange(request: Request, response: Response, ctx: Any = None) -> Exchange:
+        return Exchange(cached, _ambient(request) if ctx_dep is None else ctx, request, response)
 
     # Documented by register_exception_handlers, without responses= on each route.
     exchange.forze_responses = _NOT_MODIFIED  # type: ignore[attr-defined]
     keyword = inspect.Parameter.KEYWORD_ONLY
-    exchange.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter("request", keyword, annotation=Request),
-            inspect.Parameter("response", keyword, annotation=Response),
-            inspect.Parameter("ctx", keyword, default=Depends(context)),
-        ]
-    )
+    parameters = [
+        inspect.Parameter("request", keyword, annotation=Request),
+        inspect.Parameter("response", keyword, annotation=Response),
+    ]
+    if ctx_dep is not None:
+        context = Depends(context_dependency(ctx_dep))
+        parameters.append(inspect.Parameter("ctx", keyword, default=context))
+    exchange.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return exchange  # type: ignore[return-value] # awaited by FastAPI
 
 
-async def _ambient(request: Request) -> ExecutionContext:
+def _ambient(request: Request) -> ExecutionContext:
+    # Not a dependency: FastAPI takes a tenth of the time of a hit to resolve one more.
     runtime = getattr(request.state, "runtime", None)
     if runtime is None:
         raise ConfigurationError(

@@ -48,7 +48,11 @@ def seen_of(connection: HTTPConnection, headers: Collection[str]) -> Seen:
         scope.get("app_root_path"),
         scope["path"],
         urlencode(sorted(query, key=lambda parameter: parameter[0])).encode(),
-        tuple(each for each in scope["headers"] if each[0].decode("latin-1").lower() in shown),
+        tuple(
+            (name, value)  # some servers have lists
+            for name, value in scope["headers"]
+            if name.decode("latin-1").lower() in shown
+        ),
     )
 
 
