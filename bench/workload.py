@@ -1,12 +1,11 @@
-"""What every subject works on: the documents, the order of keys, the servers, the wiring."""
+"""What every part works on: the documents, the servers, the wiring."""
 
 from __future__ import annotations
 
-import random
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
-from itertools import accumulate
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -32,8 +31,6 @@ from forze_postgres import (
 from forze_redis import RedisCacheConfig, RedisClient, RedisDepsModule, redis_lifecycle_step
 
 DOCUMENTS = 1_000
-ZIPF_EXPONENT = 0.99  # the YCSB default: the hottest of 1,000 keys gets about 13 % of the reads
-SEED = 20_260
 
 _COLUMNS = """
     id uuid PRIMARY KEY, rev bigint NOT NULL, created_at timestamptz NOT NULL,
@@ -80,6 +77,20 @@ def hot_spec(l1: L1Spec) -> DocumentSpec[ProductRead, ProductCreate, ProductUpda
     return _spec("products", CacheSpec(name="products", ttl=timedelta(hours=1), l1=l1))
 
 
+class TcpPostgres(PostgresServer):
+    """PostgreSQL that waits for its disk, over TCP like Valkey: a socket file would make the
+    source look closer than the cache."""
+
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
+        super().__init__(fsync=True, listen_addresses="127.0.0.1", port=self._port)
+
+    def database_dsn(self, database: str) -> str:
+        """A database of this server."""
+        return f"postgresql://postgres@127.0.0.1:{self._port}/{database}"
+
+
 class Servers(NamedTuple):
     """Both servers of a run, started and with their tables."""
 
@@ -89,8 +100,8 @@ class Servers(NamedTuple):
 
 @contextmanager
 def servers() -> Iterator[Servers]:
-    """PostgreSQL that waits for its disk, and Valkey, for the length of the run."""
-    with PostgresServer(fsync=True) as postgres, ValkeyServer() as valkey:
+    """PostgreSQL and Valkey, for the length of the run."""
+    with TcpPostgres() as postgres, ValkeyServer() as valkey:
         yield Servers(postgres, valkey)
 
 
@@ -140,9 +151,3 @@ async def wired(
     )
     async with runtime.scope() as ctx:
         yield ctx
-
-
-def zipf(ids: list[UUID], count: int) -> list[UUID]:
-    """``count`` ids, the n-th most popular one drawn in proportion to ``n ** -ZIPF_EXPONENT``."""
-    weights = list(accumulate(rank**-ZIPF_EXPONENT for rank in range(1, len(ids) + 1)))
-    return random.Random(SEED).choices(ids, cum_weights=weights, k=count)

@@ -1,23 +1,20 @@
-"""``python -m bench coordination``: each primitive beside what one would use without us.
+"""Locks, counters, limits and the like, each beside what one would use without us.
 
-Rounds are interleaved and each visit works for a fixed time, as in ``bench.reads``; what is
-compared is the median of operations per second. Peers: redis-py's ``Lock``, ``limits`` (its
-async storage on redis-py), and a few commands written by hand.
+Peers: redis-py's ``Lock``, ``limits`` (its async storage on redis-py), and a few commands written
+by hand. None of those does what stands beside it: a ``Lock`` has no fencing token, no queue and no
+heartbeat, ``limits`` counts and never hands back, ``SET NX`` frees nothing when its owner dies.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from itertools import count
-from pathlib import Path
 from statistics import median, quantiles
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID, uuid4
 
 import redis.asyncio
@@ -25,6 +22,10 @@ from limits import RateLimitItemPerSecond
 from limits.aio.storage import RedisStorage
 from limits.aio.strategies import FixedWindowRateLimiter, MovingWindowRateLimiter
 
+from bench.peers.work import work
+from bench.plots import Bars
+from bench.report import Figure
+from bench.run import Run
 from forze.application.contracts.counter import CounterSpec
 from forze.application.contracts.dlock import (
     DistributedLockSpec,
@@ -49,8 +50,12 @@ from forze_redis import (
     redis_rate_limit_store,
 )
 
-OUT = Path(__file__).parent / "out"
+TEXT = (
+    "Operations per second through one process, each beside the nearest thing that one would use "
+    "without forze; redis-py has a connection for each caller."
+)
 CALLERS = (1, 32)
+SHARE = 0.4  # of a visit's length, since there are so many
 WAITERS = 100
 IDS = 1_000
 PAGE = 50
@@ -74,43 +79,66 @@ class Line(NamedTuple):
 
     name: str
     ours: Operation
-    peer: str | None = None
+    peer: str = ""
     theirs: Operation | None = None
 
 
-def main(arguments: list[str]) -> None:
-    """Measure, print, write ``bench/out/coordination.json``."""
-    parser = argparse.ArgumentParser(prog="python -m bench coordination", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")
-    parser.add_argument("--seconds", type=float, default=0.4, help="per visit (default 0.4)")
-    options = parser.parse_args(arguments)
-    with ValkeyServer() as server:
-        report = asyncio.run(_measure(server, options.rounds, options.seconds))
-    OUT.mkdir(exist_ok=True)
-    (OUT / "coordination.json").write_text(json.dumps(report, indent=2) + "\n")
-    print("\nfigures in bench/out/coordination.json")
+def run(run: Run) -> None:
+    """Measure every primitive, then the hand-off of a lock."""
+    run.report.begin("coordination", TEXT)
+    asyncio.run(_measure(run))
 
 
-async def _measure(server: ValkeyServer, rounds: int, seconds: float) -> dict[str, Any]:
-    report: dict[str, Any] = {}
-    print("Operations per second, medians of interleaved rounds\n")
+async def _measure(run: Run) -> None:
+    server, groups = run.at.valkey, {}
     for callers in CALLERS:
-        print(f"{callers} caller{'s' if callers > 1 else ''}")
         async with (
             _wired(server) as ctx,
             _redis_py(server, callers) as client,
             await RedisClient().connect(server.dsn) as own,
         ):
-            for line in [*await _lines(server, ctx, client), *_resilience(server, own)]:
-                report[f"{line.name}, {callers}"] = await _compare(line, callers, rounds, seconds)
-    print(f"\nHand-off of one lock to the next of {WAITERS} waiters, ms")
+            lines = [*await _lines(server, ctx, client), *_resilience(server, own)]
+            rows = {line.name: await _compare(run, line, callers) for line in lines}
+        several = "s" if callers > 1 else ""
+        title = f"coordination, {callers} caller{several}"
+        run.report.pairs(title, "operations per second", rows, more_is_better=True)
+        groups[callers] = rows
+    _plot(run, groups[CALLERS[-1]])
+    print(f"\n  hand-off of a lock, {WAITERS} waiting: from a block's end to the next one's begin")
     for runtimes in (1, 10):
-        gaps = [gap for _ in range(rounds) for gap in await _hand_offs(server, runtimes)]
-        middle, late = median(gaps), quantiles(gaps, n=100)[98]
-        report[f"hand-off, {runtimes} clients, ms"] = {"median": middle, "p99": late}
+        gaps = [gap for _ in range(run.rounds) for gap in await _hand_offs(server, runtimes)]
         where = "in one client" if runtimes == 1 else f"over {runtimes} clients"
-        print(f"  {where:<22} median {middle:.2f}, 99 % within {late:.2f}")
-    return report
+        run.report.fact(f"hand-off {where}, median", median(gaps), "ms")
+        run.report.fact(f"hand-off {where}, 99 % within", quantiles(gaps, n=100)[98], "ms")
+
+
+async def _compare(run: Run, line: Line, callers: int) -> tuple[Figure, str, Figure | None]:
+    subjects = {"ours": _visits(run, line.ours, callers)}
+    if line.theirs is not None:
+        subjects["theirs"] = _visits(run, line.theirs, callers)
+    found = await run.async_turns(line.name, subjects)
+    theirs = found.get("theirs")
+    return Figure.of(found["ours"]), line.peer, None if theirs is None else Figure.of(theirs)
+
+
+def _visits(run: Run, operation: Operation, callers: int) -> Callable[[], Awaitable[float]]:
+    seconds = run.seconds * SHARE
+
+    async def visit() -> float:
+        done = await work(lambda _: operation(), (None,), callers, seconds)
+        return 1e6 / done["us"]
+
+    return visit
+
+
+def _plot(run: Run, rows: dict[str, tuple[Figure, str, Figure | None]]) -> None:
+    groups = {
+        name: {"forze": ours, "peer": theirs}
+        for name, (ours, _, theirs) in rows.items()
+        if theirs is not None
+    }
+    title = f"Operations per second, {CALLERS[-1]} callers, beside the nearest without forze"
+    run.report.plot("coordination", Bars(title, "operations per second", groups, log_y=True))
 
 
 async def _lines(
@@ -129,8 +157,10 @@ async def _lines(
     await snapshots.put_run(run_id="r", fingerprint="f", ordered_ids=ids)
     await client.rpush("bench:list", *map(str, ids))
     done = IdempotencySnapshot(status_code=200, content_type="application/json", body=b"{}" * 100)
+    await client.set("bench:done", done.body)
     if await idempotency.begin("op", "replayed", "hash") is None:
         await idempotency.commit("op", "replayed", "hash", done)
+    assert await idempotency.begin("op", "replayed", "hash") == done
 
     async def lock() -> None:
         key = f"k{next(numbers)}"
@@ -183,7 +213,7 @@ async def _lines(
             "idempotency: replay",
             lambda: idempotency.begin("op", "replayed", "hash"),
             "GET",
-            lambda: client.get("bench:incr"),
+            lambda: client.get("bench:done"),
         ),
         Line(f"snapshot: {PAGE} of {IDS} ids", page, "LRANGE", their_page),
     ]
@@ -216,39 +246,6 @@ def _resilience(server: ValkeyServer, client: RedisClient) -> list[Line]:
     ]
 
 
-async def _compare(line: Line, callers: int, rounds: int, seconds: float) -> dict[str, Any]:
-    ours, theirs = [], []
-    for _ in range(rounds):
-        ours.append(await _per_second(line.ours, callers, seconds))
-        if line.theirs is not None:
-            theirs.append(await _per_second(line.theirs, callers, seconds))
-    result: dict[str, Any] = {"per second": median(ours)}
-    text = f"  {line.name:<28}{median(ours):>9,.0f}"
-    if theirs:
-        ratio = median(ours) / median(theirs)
-        result |= {"peer": line.peer, "peer per second": median(theirs), "ratio": ratio}
-        text += f"   {line.peer:<14}{median(theirs):>9,.0f}{ratio:>8.2f}x"
-    print(text)
-    return result
-
-
-async def _per_second(operation: Operation, callers: int, seconds: float) -> float:
-    clock = time.perf_counter
-    until = clock() + seconds
-
-    async def caller() -> int:
-        done = 0
-        while clock() < until:
-            await operation()
-            done += 1
-        return done
-
-    began = clock()
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(caller()) for _ in range(callers)]
-    return sum(task.result() for task in tasks) / (clock() - began)
-
-
 async def _hand_offs(server: ValkeyServer, runtimes: int) -> list[float]:
     """Milliseconds from the end of one holder's block to the beginning of the next one's."""
     async with AsyncExitStack() as stack:
@@ -261,12 +258,10 @@ async def _hand_offs(server: ValkeyServer, runtimes: int) -> list[float]:
                 await asyncio.sleep(0.002)
                 ends.append(time.perf_counter())
 
-        async with contexts[0].dlock_scope(LOCK).scope(key):
-            waiters = [
-                asyncio.create_task(hold(contexts[number % runtimes])) for number in range(WAITERS)
-            ]
+        async with asyncio.TaskGroup() as waiters, contexts[0].dlock_scope(LOCK).scope(key):
+            for number in range(WAITERS):
+                waiters.create_task(hold(contexts[number % runtimes]))
             await asyncio.sleep(0.5)  # everyone stands in line
-        await asyncio.gather(*waiters)
         return [(begin - end) * 1e3 for end, begin in zip(ends, begins[1:], strict=False)]
 
 
