@@ -138,9 +138,11 @@ async def test_an_own_write_past_a_flight_under_way(
         await fill.seen()
         await database.execute("UPDATE products SET price = 2, rev = 2")
         waiting_on_b = asyncio.create_task(a.price(product))
-        await asyncio.sleep(0.02)
         coordinator = a.query._coordinator
         assert coordinator is not None
+        async with asyncio.timeout(5):
+            while not coordinator.loading(coordinator.address(product.id)):
+                await asyncio.sleep(0.001)  # until A has been told that B fills
         coordinator.outlet.journal.owe_namespace(coordinator.outlet.pointers.namespace())
         fill.release()
         assert await filling == 1, "B stored the old value"
