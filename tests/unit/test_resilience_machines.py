@@ -597,3 +597,11 @@ def test_what_counts_as_a_failure_can_be_told() -> None:
     assert outcome_of(Throttled("busy", retry_after=SECOND), (Throttled,)) is False
     assert outcome_of(NotFoundError("n", resource="r"), lambda error: True) is False
     assert outcome_of(CUT, (Exception,)) is None
+
+
+def test_a_sum_of_large_numbers_adds_no_microsecond() -> None:
+    """That clock and 20 minutes, less that clock, are a hair more than 20 minutes as floats."""
+    now = 68444218515.25048
+    bucket = Bucket.of(RateLimitStrategy(permits=3, per=timedelta(hours=1)))
+    decision, _ = take(bucket, None, now)
+    assert decision.reset_after == timedelta(minutes=20)

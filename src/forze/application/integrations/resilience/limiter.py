@@ -54,7 +54,7 @@ def take(
     late = after - depth - now
     if cost > 0 and late > _HALF:
         never = interval * cost > depth + _HALF
-        wait = None if never else timedelta(microseconds=ceil(late))
+        wait = None if never else _rounded_up(late)
         return _decision(False, bucket, owed, now, wait), full_at
     kept = after if cost else full_at
     return _decision(True, bucket, after, now, None), kept if after > now else None
@@ -64,4 +64,9 @@ def _decision(
     allowed: bool, bucket: Bucket, full_at: float, now: float, wait: timedelta | None
 ) -> RateLimitDecision:
     left = int((now + bucket.depth - full_at + _HALF) / bucket.interval)
-    return RateLimitDecision(allowed, left, wait, timedelta(microseconds=ceil(full_at - now)))
+    return RateLimitDecision(allowed, left, wait, _rounded_up(full_at - now))
+
+
+def _rounded_up(microseconds: float) -> timedelta:
+    """To the whole one, but not for what the sum of two large floats is off by."""
+    return timedelta(microseconds=ceil(round(microseconds, 3)))
