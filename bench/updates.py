@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 
 import uvloop
 
+from bench.peers.products import ProductRead, ProductUpdate
 from bench.peers.work import work
 from bench.report import Figure
 from bench.run import Run
-from bench.workload import CACHED, UNCACHED, ProductRead, ProductUpdate, wired
+from bench.workload import CACHED, UNCACHED, wired
 from forze.application.execution import ExecutionContext
 from forze.testing.servers import PostgresServer
 from forze_redis import RedisClient

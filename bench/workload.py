@@ -11,6 +11,7 @@ from uuid import UUID
 
 import asyncpg
 
+from bench.peers.products import Product, ProductCreate, ProductRead, ProductUpdate
 from forze.application.contracts.cache import CacheSpec, L1Spec
 from forze.application.contracts.document import DocumentSpec, DocumentWriteTypes
 from forze.application.execution import (
@@ -19,7 +20,6 @@ from forze.application.execution import (
     ExecutionRuntime,
     LifecyclePlan,
 )
-from forze.domain.models import BaseDTO, CreateDocumentCmd, Document, ReadDocument
 from forze.testing.servers import PostgresServer, ValkeyServer
 from forze_postgres import (
     PostgresClient,
@@ -37,28 +37,6 @@ _COLUMNS = """
     last_update_at timestamptz NOT NULL, name text NOT NULL, price bigint NOT NULL,
     description text NOT NULL
 """
-
-
-class Product(Document):
-    name: str
-    price: int
-    description: str
-
-
-class ProductCreate(CreateDocumentCmd):
-    name: str
-    price: int
-    description: str
-
-
-class ProductUpdate(BaseDTO):
-    price: int | None = None
-
-
-class ProductRead(ReadDocument):
-    name: str
-    price: int
-    description: str
 
 
 def _spec(

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 import redis
 import redis.asyncio
 
+from bench.peers.products import ProductRead
 from bench.peers.work import work
 from bench.report import Figure
 from bench.run import Run
-from bench.workload import CACHED, ProductRead, wired
+from bench.workload import CACHED, wired
 from fastapi_rc import CacheManager, CacheService
 from forze.application.execution import ExecutionContext
 from forze.application.integrations.cached import cached

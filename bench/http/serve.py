@@ -22,6 +22,7 @@ import uvloop
 def main() -> None:
     """Serve: one process, one loop, httptools, no access log."""
     path, settings = Path(sys.argv[1]), json.loads(sys.stdin.readline())
+    sys.path.insert(0, str(Path(__file__).parents[1] / "peers"))  # their shared modules
     spec = importlib.util.spec_from_file_location("app_of_subject", path)
     assert spec is not None
     assert spec.loader is not None

@@ -16,12 +16,13 @@ from uuid import UUID
 
 from bench import updates, wrappers
 from bench.info import counted
+from bench.peers.products import ProductCreate, ProductUpdate
 from bench.plots import Bars, Lines
 from bench.policies import lru_store, tiny_lfu_store
 from bench.report import Figure
 from bench.run import Run
 from bench.traces import zipf
-from bench.workload import CACHED, ProductCreate, ProductUpdate, wired
+from bench.workload import CACHED, wired
 from forze.application.contracts.cache import CacheSpec
 
 TEXT = (

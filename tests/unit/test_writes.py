@@ -88,24 +88,28 @@ class Meeting(Unanswering):
     def __init__(self, pointers: PointerCache, met: asyncio.Barrier) -> None:
         super().__init__(pointers)
         self._met = met
+        self.told = 0
 
     async def done(self, addresses: Sequence[str], write_id: str) -> None:
         await self._met.wait()
         await self._pointers.done(addresses, write_id)
+        self.told += 1
 
 
 async def test_several_caches_are_told_together() -> None:
     """P8: a write over what several caches hold waits for one round trip after it, not for each."""
     ctx, met = ExecutionContext(MemoryDepsModule()()), asyncio.Barrier(2)
-    invalidation = Invalidation(ctx)
+    invalidation, caches = Invalidation(ctx), list[Meeting]()
     for name in ("things", "others"):
         cache = ctx.provide(CacheDepKey, name)(ctx, CacheSpec(name=name))
         pointers = Meeting(cache.pointers("schema01"), met)
         outlet = Outlet(pointers, Journals(pointers, ctx), CacheCounters())
+        caches.append(pointers)
         invalidation.announce(outlet, [pointers.address("k")])
     await invalidation.before_commit()
     async with asyncio.timeout(5):
         await invalidation.after(Outcome.COMMITTED, None)
+    assert [each.told for each in caches] == [1, 1]
     await ctx.close(timedelta(seconds=1))
 
 

@@ -4,31 +4,16 @@ With its own defaults: of its coders JSON is the faster here, pickle took a tent
 """
 
 from contextlib import asynccontextmanager
-from datetime import datetime
 from uuid import UUID
 
 import asyncpg
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI
 from fastapi_cache import FastAPICache
 from fastapi_cache.backends.redis import RedisBackend
 from fastapi_cache.decorator import cache
-from pydantic import BaseModel
+from reading import Product
 from redis import asyncio as redis
-
-READ = (
-    "SELECT id, rev, created_at, last_update_at, name, price, description "
-    "FROM products WHERE id = $1"
-)
-
-
-class ProductRead(BaseModel):
-    id: UUID
-    rev: int
-    created_at: datetime
-    last_update_at: datetime
-    name: str
-    price: int
-    description: str
+from rows import product_of
 
 
 def make(settings):
@@ -47,10 +32,7 @@ def make(settings):
 
     @app.get("/products/{id}")
     @cache(expire=3600)
-    async def product(id: UUID) -> ProductRead:
-        row = await pools[0].fetchrow(READ, id)
-        if row is None:
-            raise HTTPException(404)
-        return ProductRead(**row)
+    async def product(id: UUID) -> Product:
+        return await product_of(pools[0], id)
 
     return app

@@ -5,6 +5,7 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import Depends, FastAPI
+from products import Product, ProductCreate, ProductRead, ProductUpdate
 
 from forze.application.contracts.cache import CACHED, CacheSpec, L1Spec
 from forze.application.contracts.document import DocumentSpec, DocumentWriteTypes
@@ -14,7 +15,6 @@ from forze.application.execution import (
     ExecutionRuntime,
     LifecyclePlan,
 )
-from forze.domain.models import BaseDTO, CreateDocumentCmd, Document, ReadDocument
 from forze_fastapi import (
     attach_document_endpoints,
     cached_response,
@@ -30,28 +30,6 @@ from forze_postgres import (
     postgres_lifecycle_step,
 )
 from forze_redis import RedisClient, RedisDepsModule, redis_lifecycle_step
-
-
-class Product(Document):
-    name: str
-    price: int
-    description: str
-
-
-class ProductCreate(CreateDocumentCmd):
-    name: str
-    price: int
-    description: str
-
-
-class ProductUpdate(BaseDTO):
-    price: int | None = None
-
-
-class ProductRead(ReadDocument):
-    name: str
-    price: int
-    description: str
 
 
 def make(settings):

@@ -5,11 +5,11 @@ from datetime import timedelta
 from uuid import UUID
 
 from fastapi import FastAPI
+from products import Product, ProductCreate, ProductRead, ProductUpdate
 
 from forze.application.contracts.cache import CacheSpec
 from forze.application.contracts.document import DocumentSpec, DocumentWriteTypes
 from forze.application.execution import DepsRegistry, ExecutionRuntime, LifecyclePlan
-from forze.domain.models import BaseDTO, CreateDocumentCmd, Document, ReadDocument
 from forze_postgres import (
     PostgresClient,
     PostgresConfig,
@@ -18,29 +18,6 @@ from forze_postgres import (
     PostgresLifecycleModule,
 )
 from forze_redis import RedisCacheConfig, RedisClient, RedisDepsModule, redis_lifecycle_step
-
-
-class Product(Document):
-    name: str
-    price: int
-    description: str
-
-
-class ProductCreate(CreateDocumentCmd):
-    name: str
-    price: int
-    description: str
-
-
-class ProductUpdate(BaseDTO):
-    price: int | None = None
-
-
-class ProductRead(ReadDocument):
-    name: str
-    price: int
-    description: str
-
 
 SPEC = DocumentSpec(
     name="products",

@@ -1,27 +1,12 @@
 """FastAPI and nothing of ours: a constant, the ceiling; and reads straight from PostgreSQL."""
 
 from contextlib import asynccontextmanager
-from datetime import datetime
 from uuid import UUID
 
 import asyncpg
-from fastapi import FastAPI, HTTPException, Response
-from pydantic import BaseModel
-
-READ = (
-    "SELECT id, rev, created_at, last_update_at, name, price, description "
-    "FROM products WHERE id = $1"
-)
-
-
-class ProductRead(BaseModel):
-    id: UUID
-    rev: int
-    created_at: datetime
-    last_update_at: datetime
-    name: str
-    price: int
-    description: str
+from fastapi import FastAPI, Response
+from reading import Product
+from rows import product_of
 
 
 def make(settings):
@@ -52,10 +37,7 @@ def uncached(dsn):
     app = FastAPI(lifespan=connected)
 
     @app.get("/products/{id}")
-    async def product(id: UUID) -> ProductRead:
-        row = await pools[0].fetchrow(READ, id)
-        if row is None:
-            raise HTTPException(404)
-        return ProductRead(**row)
+    async def product(id: UUID) -> Product:
+        return await product_of(pools[0], id)
 
     return app

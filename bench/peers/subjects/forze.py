@@ -6,13 +6,13 @@ from datetime import timedelta
 from typing import Any
 
 from documents import DocumentReader
+from products import ProductRead
 from slow_source import VIEW
 
 from forze.application.contracts.cache import CacheSpec, L1Spec
 from forze.application.contracts.document import DocumentSpec
 from forze.application.execution import DepsPlan, ExecutionRuntime, LifecyclePlan
 from forze.application.integrations.document import lru_l1_store, tiny_lfu_l1_store
-from forze.domain.models import ReadDocument
 from forze_postgres import (
     PostgresClient,
     PostgresConfig,
@@ -30,12 +30,6 @@ CACHES: dict[str, dict[str, Any]] = {
     "tinylfu": {"l1": L1Spec(ttl=L1, store_factory=tiny_lfu_l1_store)},
     "cold": {},
 }
-
-
-class ProductRead(ReadDocument):
-    name: str
-    price: int
-    description: str
 
 
 def spec(name: str) -> DocumentSpec[ProductRead]:

@@ -7,13 +7,13 @@ from __future__ import annotations
 from datetime import timedelta
 
 from documents import DocumentReader
+from products import ProductRead
 from reading import MOST_CALLERS
 from slow_source import VIEW
 
 from forze.application.contracts.cache import CacheSpec, L1Spec
 from forze.application.contracts.document import DocumentSpec
 from forze.application.execution import DepsRegistry, ExecutionRuntime, LifecyclePlan
-from forze.domain.models import ReadDocument
 from forze_postgres import (
     PostgresClient,
     PostgresConfig,
@@ -34,12 +34,6 @@ CACHES = {
     "process": {"l1": L1Spec(ttl=timedelta(minutes=10), capacity=1024)},
     "cold": {},
 }
-
-
-class ProductRead(ReadDocument):
-    name: str
-    price: int
-    description: str
 
 
 def spec(name: str) -> DocumentSpec:

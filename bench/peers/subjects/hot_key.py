@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+from products import ProductRead
 from steady import steady
 
 from forze.application.contracts.cache import CacheSpec
@@ -20,7 +21,6 @@ from forze.application.execution import (
     ExecutionRuntime,
     LifecyclePlan,
 )
-from forze.domain.models import ReadDocument
 from forze_postgres import (
     PostgresClient,
     PostgresDepsModule,
@@ -28,12 +28,6 @@ from forze_postgres import (
     postgres_lifecycle_step,
 )
 from forze_redis import RedisCacheConfig, RedisClient, RedisDepsModule, redis_lifecycle_step
-
-
-class ProductRead(ReadDocument):
-    name: str
-    price: int
-    description: str
 
 
 def _specs(ttl: timedelta) -> dict[str, DocumentSpec[ProductRead, Any, Any]]:

@@ -6,12 +6,12 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+from products import ProductRead
 from steady import steady
 
 from forze.application.contracts.cache import CacheSpec
 from forze.application.contracts.document import DocumentSpec
 from forze.application.execution import DepsRegistry, ExecutionRuntime, LifecyclePlan
-from forze.domain.models import ReadDocument
 from forze_postgres import (
     PostgresClient,
     PostgresConfig,
@@ -33,12 +33,6 @@ EARLY = {
     "early": {"early_refresh_beta": 1.0},
     "background": {"early_refresh_beta": 1.0, "early_refresh_background": True},
 }
-
-
-class ProductRead(ReadDocument):
-    name: str
-    price: int
-    description: str
 
 
 class Subject:

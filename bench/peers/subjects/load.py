@@ -18,6 +18,7 @@ from typing import Any
 import asyncpg
 import hiredis
 import redis.asyncio
+from products import Product, ProductCreate, ProductRead, ProductUpdate
 from work import SEED, work
 
 from forze.application.contracts.cache import CacheSpec, L1Spec
@@ -30,7 +31,6 @@ from forze.application.execution import (
     LifecyclePlan,
 )
 from forze.application.integrations.document import lru_l1_store, tiny_lfu_l1_store
-from forze.domain.models import BaseDTO, CreateDocumentCmd, Document, ReadDocument
 from forze_postgres import (
     PostgresClient,
     PostgresConfig,
@@ -47,28 +47,6 @@ STORES = {"lru": lru_l1_store, "tiny_lfu": tiny_lfu_l1_store}
 
 Key = tuple[int, str | None, Any]
 """Which kind, whose, which document."""
-
-
-class Product(Document):
-    name: str
-    price: int
-    description: str
-
-
-class ProductCreate(CreateDocumentCmd):
-    name: str
-    price: int
-    description: str
-
-
-class ProductUpdate(BaseDTO):
-    price: int | None = None
-
-
-class ProductRead(ReadDocument):
-    name: str
-    price: int
-    description: str
 
 
 class Subject:

@@ -367,8 +367,6 @@ def _traced(outlet: Outlet, keys: int, telling: Awaitable[bool]) -> Awaitable[bo
 
 
 def _batches(addresses: Sequence[str]) -> Iterable[Sequence[str]]:
-    if len(addresses) <= BATCH:
-        return (addresses,) if addresses else ()
     return (addresses[start : start + BATCH] for start in range(0, len(addresses), BATCH))
 
 
